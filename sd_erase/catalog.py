@@ -1,0 +1,38 @@
+"""What can be plugged in, by name. A row is "module:object", resolved when it is used; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from sd_erase.errors import unknown_choice
+
+METHODS = {
+    "sd": "sd_erase.erasure.sd:StableDiffusionErasure",
+    "paper": "sd_erase.erasure.cliperase:CLIPErase",
+}
+READERS = {
+    "pocket": "sd_erase.captions.pocket:read",
+    "flickr30k": "sd_erase.captions.flickr30k:read",
+    "flickr8k": "sd_erase.captions.flickr8k:read",
+    "coco": "sd_erase.captions.coco:read",
+    "cc12m": "sd_erase.captions.cc12m:read",
+    "cifar100": "sd_erase.captions.cifar100:read",
+    "folder": "sd_erase.captions.folder:read",
+    "jsonl": "sd_erase.captions.jsonl:read",
+}
+DETECTORS = {
+    "yolo": "sd_erase.detection.yolo:YoloDetector",
+    "onnx": "sd_erase.detection.onnx:OnnxDetector",
+}
+EXPORTS = {
+    "comfyui": "sd_erase.export.text_encoder:export",
+}
+
+
+def resolve(rows: dict[str, str], name: str, what: str) -> Any:
+    """The object behind row `name`; an unknown name raises a `UserError` that lists the rows."""
+    if name not in rows:
+        raise unknown_choice(what, name, rows)
+    module, attribute = rows[name].split(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,522 @@
+"""The command line: each command parses, calls one library function and prints the path of what it made."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import re
+import shutil
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sd_erase import __version__, catalog
+from sd_erase.bases import ROWS as BASES
+from sd_erase.config import RunConfig
+from sd_erase.errors import UserError
+from sd_erase.rundir import RunDir, write_text_atomic
+
+COUNT = click.IntRange(min=0)
+POSITIVE = click.IntRange(min=1)
+SHARE = click.FloatRange(0.0, 1.0)
+AMOUNT = click.FloatRange(min=0.0)
+PLACEHOLDERS = {int: "N", float: "X", str: "NAME"}
+
+
+class DeviceName(click.Choice):
+    """A device, or one of several cards as cuda:N."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value if re.fullmatch(r"cuda:\d+", value) else super().convert(value, param, ctx)
+
+
+class TermWeight(click.ParamType):
+    """``TERM=VALUE``, the weight of one loss term."""
+
+    name = "TERM=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        if isinstance(value, tuple):
+            return value
+        term, sign, number = value.partition("=")
+        try:
+            if not (sign and term):
+                raise ValueError
+            return term, float(number)
+        except ValueError:
+            self.fail(f"{value!r} is not of the form TERM=VALUE, for example retain=2.", param, ctx)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How one setting looks on the command line; its name and type come from the configuration."""
+
+    help: str
+    type: Any = None
+    name: str = ""  # where it differs from the setting's
+    metavar: str | None = None
+
+
+# every setting of `RunConfig`, by its dotted name
+FLAGS: dict[str, Flag] = {
+    "concepts": Flag("Concept to erase, such as bicycle; repeatable.", name="--concept", metavar="NAME"),
+    "concept_file": Flag("YAML card of a concept of your own (words, synonyms, senses to spare).", metavar="FILE"),
+    "kind": Flag("What the concept is, where no card says so.", click.Choice(["object", "style", "person", "nudity"])),
+    "anchor": Flag("Phrase that takes the concept's place; '' removes the phrase. By default the card's.", metavar="PHRASE"),
+    "base": Flag(f"Model to erase from: {', '.join(BASES)}, a diffusers folder, a .safetensors file or a hub id."),
+    "seed": Flag("Seed of everything random.", COUNT),
+    "device": Flag("Where to compute.", DeviceName(["auto", "cpu", "cuda", "mps"])),
+    "harvest.dataset": Flag(
+        f"READER or READER:PATH, with READER one of {', '.join(catalog.READERS)}; auto takes the base's own.", metavar="DATASET"
+    ),
+    "harvest.max_forget": Flag("Most pairs to forget; 0 keeps all.", COUNT),
+    "harvest.max_retain": Flag("Most pairs to retain; 0 keeps all.", COUNT),
+    "harvest.train_share": Flag("Share of the pairs to train on; the rest validates.", SHARE),
+    "harvest.max_missing_share": Flag("Share of missing or corrupt images that is still accepted.", SHARE),
+    "train.objective": Flag(
+        "What to optimise: 'sd' for images, 'paper' for the published loss.", click.Choice(list(catalog.METHODS))
+    ),
+    "train.towers": Flag("CLIP towers to train; only the text tower is exported.", click.Choice(["text", "both"])),
+    "train.steps": Flag("Training steps; 0 takes the objective's default.", COUNT),
+    "train.batch_size": Flag("Pairs a step.", POSITIVE),
+    "train.learning_rate": Flag("Learning rate; 0 takes the objective's default.", AMOUNT),
+    "train.weight_decay": Flag("Weight decay.", AMOUNT),
+    "train.weights": Flag("Weight of one loss term; repeatable.", TermWeight(), name="--weight"),
+    "train.validate_every": Flag("Steps between validations.", POSITIVE),
+    "train.lora_rank": Flag("Train a LoRA of this rank instead of the full linear weights; 0 trains those.", COUNT),
+    "train.precision": Flag("Mixed precision.", click.Choice(["no", "fp16", "bf16"])),
+    "generate.prompts": Flag("File with one prompt a line, or a bundled list by name (apple); repeatable.", metavar="FILE"),
+    "generate.images_per_prompt": Flag("Images of each prompt, each from its own seed.", POSITIVE),
+    "generate.steps": Flag("Denoising steps; 0 takes the base's default.", COUNT),
+    "generate.guidance": Flag("Classifier-free guidance scale; negative takes the base's default."),
+    "generate.height": Flag("Pixels; 0 takes the base's size.", COUNT),
+    "generate.width": Flag("Pixels; 0 takes the base's size.", COUNT),
+    "generate.negative_prompt": Flag("What the images should not show.", metavar="TEXT"),
+    "generate.scheduler": Flag("Sampler; auto keeps the base's.", metavar="NAME"),
+    "generate.batch_size": Flag("Images at once; 0 takes the base's default.", COUNT),
+    "generate.clip_skip": Flag("Text encoder layers to skip from the end; 1 is what other programs call clip skip 2.", COUNT),
+    "evaluate.detector": Flag("Detector card by name or path; auto takes the base's.", metavar="CARD"),
+    "evaluate.confidence": Flag("Least confidence of a detection; negative takes the card's.", click.FloatRange(max=1.0)),
+    "evaluate.image_size": Flag("Pixels of the detector's input; 0 takes the card's.", COUNT),
+    "export.to": Flag("Program to export for.", click.Choice(list(catalog.EXPORTS))),
+    "export.dtype": Flag("Type of the exported numbers.", click.Choice(["float16", "float32", "bfloat16"])),
+    "export.output": Flag("File or folder to write; by default the run's export folder.", metavar="PATH"),
+}
+CONCEPT = ("concepts", "concept_file", "kind", "anchor")
+COMMON = ("base", "seed", "device")
+
+
+def section(name: str) -> tuple[str, ...]:
+    """The dotted names of one stage's settings."""
+    return tuple(dotted for dotted in FLAGS if dotted.startswith(f"{name}."))
+
+
+def setting(dotted: str) -> tuple[Any, Any]:
+    """Type hint and default of a setting."""
+    kind: Any = RunConfig
+    default: Any = RunConfig()
+    for part in dotted.split("."):
+        kind, default = typing.get_type_hints(kind)[part], getattr(default, part)
+    return kind, default
+
+
+def settings(*names: str, rename: dict[str, str] | None = None) -> Callable[[Any], Any]:
+    """Options for the named settings, all None unless given, and the ones that every command has."""
+
+    def decorate(command: Any) -> Any:
+        for dotted in reversed((*names, *COMMON)):
+            flag = FLAGS[dotted]
+            hint, default = setting(dotted)
+            several = typing.get_origin(hint) in (tuple, dict)
+            plain = hint if hint in (int, float) else str
+            shown = "" if default in ("", (), None, {}) or several else f"  [default: {default}]"
+            command = click.option(
+                (rename or {}).get(dotted) or flag.name or "--" + dotted.split(".")[-1].replace("_", "-"),
+                dotted.replace(".", "__"),
+                type=flag.type or plain,
+                multiple=several,
+                default=None,
+                metavar=flag.metavar or (None if isinstance(flag.type, click.Choice | TermWeight) else PLACEHOLDERS[plain]),
+                help=flag.help + shown,
+            )(command)
+        command = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
+        command = click.option(
+            "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="YAML settings; flags override them."
+        )(command)
+        command = click.option(
+            "--output-root", type=click.Path(path_type=Path), default=Path("outputs"), show_default=True, help="Where runs lie."
+        )(command)
+        help_run = "Run to work on; by default a new or the latest one."
+        return click.option("--run", "run_path", type=click.Path(path_type=Path), metavar="FOLDER", help=help_run)(command)
+
+    return decorate
+
+
+class Failure(click.ClickException):
+    """One sentence on stderr, exit code 2."""
+
+    exit_code = 2
+
+
+class Commands(click.Group):
+    """A group whose commands end in a sentence, not in a traceback, where the user can do something about it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted; run the same command again to resume.", err=True)
+            raise click.exceptions.Exit(130) from None
+        except UserError as error:
+            raise Failure(str(error)) from error
+        except OSError as error:
+            sentence = explain_os_error(error)
+            if sentence is None:
+                raise
+            raise Failure(sentence) from error
+        except Exception as error:
+            if "No space left on device" in str(error):  # safetensors has an exception of its own
+                raise Failure("no space left on the output's disk: free some, then run the same command again.") from error
+            if type(error).__name__ == "OutOfMemoryError":
+                raise Failure("The device's memory is full: pass a smaller --batch-size, or --device cpu.") from error
+            raise
+
+
+def explain_os_error(error: OSError) -> str | None:
+    """One sentence for what the disk refuses; None for what is rather a bug."""
+    where = error.filename or "the output's disk"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on {where}: free some, then run the same command again."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where} may not be written or read ({error.strerror}): pass a folder of your own with --output-root or --output."
+    return None
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The settings that a YAML file gives, checked, by dotted name."""
+    import yaml
+
+    from sd_erase import config
+
+    config.load(path)  # raises for unknown keys and wrong types
+
+    def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            dotted = f"{prefix}{key}"
+            if isinstance(value, dict) and dotted not in FLAGS:
+                yield from flatten(value, f"{dotted}.")
+            else:
+                yield dotted, value
+
+    return dict(flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {}))
+
+
+def resolve_config(flags: dict[str, Any], stored: Path | None = None, default: RunConfig | None = None) -> RunConfig:
+    """Defaults, then a run's stored settings, then --config, then the given flags."""
+    from sd_erase import config
+
+    resolved = config.load(stored) if stored is not None and stored.is_file() else default or RunConfig()
+    if flags["config_file"] is not None:
+        resolved = config.override(resolved, read_config_file(flags["config_file"]))
+    given = {name.replace("__", "."): value for name, value in flags.items() if name.replace("__", ".") in FLAGS}
+    given = {dotted: value for dotted, value in given.items() if value is not None and value != ()}
+    if "train.weights" in given:
+        given["train.weights"] = dict(given["train.weights"])
+    return config.override(resolved, given)
+
+
+def unfinished_run(root: Path, config: RunConfig, last_stage: str) -> RunDir | None:
+    """The newest run with the same settings whose `last_stage` is not complete and that no other process works on."""
+    from sd_erase.config import load
+    from sd_erase.provenance import is_running
+
+    stages = tuple(field.name for field in dataclasses.fields(config) if dataclasses.is_dataclass(getattr(config, field.name)))
+
+    def differs(stored: RunConfig, run: RunDir) -> bool:
+        """In what matters up to `last_stage`; a run that only harvested may be trained in any way."""
+        later = {"harvest": stages[1:], "train": stages[2:]}.get(last_stage, ())
+        ignored = later if run.metrics.exists() or last_stage == "harvest" else ("train", *later)
+        names = [field.name for field in dataclasses.fields(config) if field.name not in ignored]
+        return any(getattr(stored, name) != getattr(config, name) for name in names)
+
+    for path in sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True):
+        run = RunDir(path.parent)
+        with contextlib.suppress(UserError):  # a broken run of the past is not this command's business
+            if run.read_manifest(last_stage) is None and not differs(load(path), run) and not is_running(run):
+                return run
+    return None
+
+
+def begin(
+    flags: dict[str, Any],
+    last_stage: str,
+    default: RunConfig | None = None,
+    fill: Callable[[RunConfig], RunConfig] = lambda config: config,
+) -> tuple[RunConfig, RunDir]:
+    """Settings and run of a command that may start one: --run, an unfinished run with the same settings, or a new one."""
+    from sd_erase.bases import resolve
+
+    path: Path | None = flags["run_path"]
+    if path is not None and path.exists() and not path.is_dir():
+        raise UserError(f"Run {path} is a file: pass a folder with --run.")
+    config = fill(resolve_config(flags, None if path is None else RunDir(path).config, default))
+    if not config.concepts and not config.concept_file:
+        raise UserError("No concept is given: pass --concept, for example --concept bicycle, or --concept-file.")
+    base = resolve(config.base)
+    if path is not None:
+        return config, RunDir(path)
+    root, concept = flags["output_root"], "-".join(config.concepts) or Path(config.concept_file).stem
+    return config, unfinished_run(root, config, last_stage) or RunDir.create(root, concept, base.name)
+
+
+def resume(flags: dict[str, Any]) -> tuple[RunConfig, RunDir]:
+    """Settings and run of a command that works on a trained one: --run or the latest."""
+    path: Path | None = flags["run_path"]
+    run = RunDir(path) if path is not None else RunDir.latest(flags["output_root"], "train")
+    if not run.config.is_file():
+        raise UserError(f"Run {run} has no config.yaml: pass the folder of a run with --run, or run `sd-erase train` first.")
+    return resolve_config(flags, run.config), run
+
+
+@contextlib.contextmanager
+def working_on(config: RunConfig, run: RunDir) -> Iterator[None]:
+    """Store the settings first; where the input was wrong before anything was finished, leave nothing of a new run behind."""
+    from sd_erase.stages import write_config
+
+    is_new = not run.config.exists()
+    stored = None if is_new else run.config.read_text(encoding="utf-8")
+    write_config(config, run)
+    click.echo(f"Run {run}", err=True)
+    try:
+        yield
+    except UserError:
+        if stored is not None:
+            write_text_atomic(run.config, stored)  # the refused settings must not stick
+        elif not run.manifest("harvest").exists():
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+def perform(stages: tuple[str, ...], config: RunConfig, run: RunDir, as_json: bool) -> None:
+    """Run `stages` one after the other and print the last one's result."""
+    from sd_erase.progress import RichProgress
+    from sd_erase.stages import output_of, run_stage
+
+    result: dict[str, Any] = {}
+    with working_on(config, run):
+        for stage in stages:
+            result = run_stage(stage, config, run, RichProgress())
+            warn(result)
+    output = output_of(stages[-1], run, result)
+    if as_json:
+        print_json({"run": str(run), "output": str(output), **result})
+    else:
+        click.echo(summary(stages[-1], result))
+        click.echo(output)
+
+
+def warn(result: dict[str, Any]) -> None:
+    for warning in result.get("warnings", ()):
+        click.echo(f"Warning: {warning}", err=True)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def summary(stage: str, result: dict[str, Any]) -> str:
+    """What a stage found, for reading."""
+    if stage == "evaluate":
+        return table(result)
+    if stage == "export":
+        return "\n".join(
+            f"{file['encoder']}: {file['tensors']} tensors, {file['bytes'] / 1e6:.1f} MB, {file['dtype']}; loaded back, "
+            f"largest relative difference {file['difference']:.1e}"
+            for file in result["files"]
+        )
+    skipped = {"stage", "inputs", "warnings", "sample"}
+    lines = [f"{name}: {value}" for name, value in result.items() if name not in skipped and isinstance(value, (int, float, str))]
+    lines += [
+        f"{name}: " + ", ".join(f"{key} {item}" for key, item in value.items())
+        for name, value in result.items()
+        if isinstance(value, dict) and name not in skipped and all(isinstance(item, (int, float, str)) for item in value.values())
+    ]
+    for row in result.get("sample", ()):
+        lines.append("  " + (" | ".join(str(item) for item in row.values()) if isinstance(row, dict) else str(row)))
+    return "\n".join(lines)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The evaluation's table as it stands in the terminal."""
+    from sd_erase.evaluation import render_table
+
+    return as_text(render_table(result))
+
+
+def as_text(rendered: Any) -> str:
+    """A string, or what rich makes of a renderable on this terminal."""
+    if isinstance(rendered, str):
+        return rendered
+    import rich.console
+
+    console = rich.console.Console(file=sys.stdout)
+    with console.capture() as capture:
+        console.print(rendered)
+    return capture.get().rstrip()
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="sd-erase")
+def main() -> None:
+    """Make Stable Diffusion forget a concept by unlearning it from its CLIP text encoder.
+
+    \b
+    Example:
+      sd-erase demo
+      sd-erase train --concept bicycle
+      sd-erase generate --prompts bicycle
+      sd-erase evaluate
+      sd-erase export --to comfyui
+      sd-erase report
+    """
+
+
+@main.command()
+@settings(*CONCEPT, *section("harvest"))
+def harvest(as_json: bool, **flags: Any) -> None:
+    """Gather captions with the concept (to forget) and without it (to retain).
+
+    \b
+    Example:
+      sd-erase harvest --concept bicycle
+      sd-erase harvest --concept apple --dataset flickr30k:data/flickr30k --json
+    """
+    perform(("harvest",), *begin(flags, "harvest"), as_json)
+
+
+@main.command()
+@settings(*CONCEPT, *section("train"), *section("harvest"))
+def train(as_json: bool, **flags: Any) -> None:
+    """Train an erased text encoder; harvests first where the run has no pairs.
+
+    \b
+    Example:
+      sd-erase train --concept bicycle
+      sd-erase train --concept bicycle --objective paper --towers both
+      sd-erase train --concept apple --anchor "an orange" --weight retain=2
+    """
+    perform(("harvest", "train"), *begin(flags, "train"), as_json)
+
+
+@main.command()
+@settings(*section("generate"))
+def generate(as_json: bool, **flags: Any) -> None:
+    """Draw images with the original and the erased encoder from the same seeds and noise.
+
+    \b
+    Example:
+      sd-erase generate --prompts bicycle --images-per-prompt 4
+      sd-erase generate --prompts prompts/apple.txt --prompts my-prompts.txt --steps 30
+    """
+    perform(("generate",), *resume(flags), as_json)
+
+
+@main.command()
+@settings(*section("evaluate"))
+def evaluate(as_json: bool, **flags: Any) -> None:
+    """Count how often a detector finds the concept, and all else that the prompts name.
+
+    \b
+    Example:
+      sd-erase evaluate
+      sd-erase evaluate --detector yolov5su --confidence 0.4 --json
+    """
+    perform(("evaluate",), *resume(flags), as_json)
+
+
+@main.command()
+@settings(*section("export"))
+def export(as_json: bool, **flags: Any) -> None:
+    """Write the erased encoder for another program, load it back and compare.
+
+    \b
+    Example:
+      sd-erase export --to comfyui
+      sd-erase export --to comfyui --dtype float32 --output ComfyUI/models/text_encoders
+    """
+    perform(("export",), *resume(flags), as_json)
+
+
+@main.command()
+@settings()
+def report(as_json: bool, **flags: Any) -> None:
+    """Write one self-contained HTML page about the run.
+
+    \b
+    Example:
+      sd-erase report
+      sd-erase report --run outputs/bicycle-pocket-0001
+    """
+    perform(("report",), *resume(flags), as_json)
+
+
+@main.command()
+@settings(
+    *CONCEPT, "train.objective", "train.towers", "train.steps", "generate.prompts", "generate.images_per_prompt",
+    rename={"train.steps": "--train-steps"},
+)  # fmt: skip
+def demo(as_json: bool, **flags: Any) -> None:
+    """Do all of it for bicycle on the embedded pocket model, in a few minutes on two cores.
+
+    \b
+    Example:
+      sd-erase demo
+      sd-erase demo --concept elephant
+    """
+    from sd_erase import demo as library
+    from sd_erase.progress import RichProgress
+
+    config, run = begin(flags, "report", library.DEFAULTS, library.fill)
+    with working_on(config, run):
+        result = library.demo(config, run, RichProgress())
+    warn(result)
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(table(result["evaluate"]))
+        click.echo(f"Text encoder for ComfyUI: {result['export']['output']}")
+        click.echo(f"Page: {result['output']}")
+
+
+@main.command("inspect")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def inspect_command(file: Path, as_json: bool) -> None:
+    """Say what a .safetensors file is, what was erased from it, and whether it is intact.
+
+    \b
+    Example:
+      sd-erase inspect outputs/bicycle-pocket-0001/export/bicycle-pocket-text_encoder-fp16.safetensors
+    """
+    from sd_erase.export.metadata import inspect_file
+
+    found = inspect_file(file)
+    if as_json:
+        print_json(found)
+    else:
+        for name, value in found.items():
+            if name == "metadata":
+                click.echo("metadata:")
+                for key, item in value.items():
+                    click.echo(f"  {key}: {item if len(item) <= 200 else item[:197] + '...'}")
+            else:
+                click.echo(f"{name.replace('_', ' ')}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    if found["problems"]:
+        raise Failure(f"{file} is damaged: {found['problems'][0]}")

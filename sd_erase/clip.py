@@ -1,0 +1,237 @@
+"""The two towers of a base: the text encoder under training, its frozen reference, and the partner's vision tower."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sd_erase.bases import Base, load_pipeline, loading
+from sd_erase.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+PREFIX = "text_model."  # what every program but transformers 5.6+ expects before a text encoder's keys
+
+
+@dataclass
+class Towers:
+    """A base's text encoder beside its frozen copy, and the CLIP partner where one is at hand.
+
+    `clip` shares its text tower with `text`: training one trains the other. Both are None-safe: without a partner only
+    objectives on hidden states can be used.
+    """
+
+    base: Base
+    tokenizer: Any
+    text: Any  # the student CLIPTextModel
+    frozen_text: Any  # the teacher, in eval mode and without gradients
+    clip: Any | None  # CLIPModel whose text_model is `text`
+    frozen_clip: Any | None  # CLIPModel whose text_model is `frozen_text`
+    image_processor: Any | None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The hidden layers that the denoiser reads."""
+        return self.base.encoders[0].layers
+
+    def tokens(self, captions: Sequence[str]) -> torch.Tensor:
+        """Token ids [captions, 77], padded and cut as the pipeline does."""
+        length = min(self.tokenizer.model_max_length, self.text.config.max_position_embeddings)
+        return self.tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        ).input_ids.to(self.text.device)
+
+
+def encode(text: Any, ids: torch.Tensor, layers: Sequence[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The hidden states that a denoiser reads, and the pooled end-of-text state.
+
+    Args:
+        text: a CLIPTextModel.
+        ids: [batch, positions].
+        layers: -1 is the last layer behind the final norm, -2 the one before it without the norm.
+
+    Returns:
+        One [batch, positions, width] tensor a layer, and the pooled state [batch, width] before the projection.
+    """
+    output = text(input_ids=ids, output_hidden_states=True)
+    states = [output.last_hidden_state if layer == -1 else output.hidden_states[layer] for layer in layers]
+    return states, output.pooler_output
+
+
+def prefixed(state: dict[str, Any]) -> dict[str, Any]:
+    """A text encoder's state dict with ``text_model.`` before every key but the projection's, without ``position_ids``."""
+    return {
+        key if key.startswith((PREFIX, "text_projection")) else PREFIX + key: value.detach().cpu().contiguous()
+        for key, value in state.items()
+        if not key.endswith("position_ids")
+    }
+
+
+def save_text_encoder(text: Any, folder: Path, metadata: dict[str, str]) -> None:
+    """Write ``model.safetensors`` (prefixed keys) and ``config.json`` into `folder`, the weights through a rename."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / ".model.safetensors.tmp"
+    save_file(prefixed(text.state_dict()), temporary, metadata={"format": "pt", **metadata})
+    text.config.save_pretrained(folder)
+    temporary.replace(folder / "model.safetensors")
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file; a truncated one raises `UserError`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"File {path} does not exist: run the stage that writes it again.") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"File {path} is no complete safetensors file ({error}): write it again.") from error
+
+
+def load_prefixed(text: Any, path: Path) -> None:
+    """Load a file with ``text_model.`` keys into a CLIPTextModel, strictly; missing or extra keys raise `UserError`."""
+    state = load_state(path)
+    own = set(text.state_dict())
+    bare = {key if key in own else key.removeprefix(PREFIX): value for key, value in state.items()}
+    missing, extra = own - set(bare), set(bare) - own
+    if missing or extra:
+        raise UserError(
+            f"File {path} does not fit this text encoder: {len(missing)} keys are missing ({min(missing, default='none')}), "
+            f"{len(extra)} are unknown ({min(extra, default='none')})."
+        )
+    try:
+        text.load_state_dict(bare)
+    except RuntimeError as error:
+        raise UserError(f"File {path} does not fit this text encoder: {str(error).splitlines()[-1].strip()}") from error
+
+
+def _load_partner(base: Base, text: Any) -> tuple[Any, Any]:
+    """The CLIP partner with `text` as its text tower, and its image processor."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    folder = Path(base.clip_partner) / "clip"
+    if folder.is_dir():  # the pocket pack: the text tower is stored once, in text_encoder/
+        config = CLIPConfig.from_pretrained(folder)
+        clip = CLIPModel(config)
+        state = {key: value.float() for key, value in load_state(folder / "model.safetensors").items()}
+        state |= {PREFIX + key: value for key, value in text.state_dict().items()}
+        clip.load_state_dict(state)
+        return clip, CLIPImageProcessor.from_pretrained(folder)
+    with loading(base.clip_partner):
+        clip = CLIPModel.from_pretrained(base.clip_partner)
+        processor = CLIPImageProcessor.from_pretrained(base.clip_partner)
+    return clip, processor
+
+
+def load_towers(base: Base, device: Any, *, need_images: bool) -> Towers:
+    """The base's text encoder twice (student and frozen) in float32, with the CLIP partner around each.
+
+    Args:
+        need_images: whether a missing partner is an error; else the towers come without one.
+
+    Raises:
+        UserError: the base or (if needed) its partner cannot be loaded or does not fit.
+    """
+    import copy
+
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    if base.family == "sdxl":
+        raise UserError(f"Base {base.name} has two text encoders: training SDXL is not offered yet; pass an SD 1.x or 2.x base.")
+    with loading(base.source):
+        if base.source.endswith(".safetensors"):
+            pipeline = load_pipeline(base)
+            text, tokenizer = pipeline.text_encoder.float(), pipeline.tokenizer
+        else:
+            import torch
+
+            text = CLIPTextModel.from_pretrained(base.source, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True)
+            tokenizer = CLIPTokenizer.from_pretrained(base.source, subfolder="tokenizer")
+    text.eval()
+    clip = processor = None
+    try:
+        clip, processor = _load_partner(base, text)
+    except UserError:
+        if need_images:
+            raise
+    if clip is not None:
+        if clip.config.text_config.hidden_size != text.config.hidden_size:
+            raise UserError(f"CLIP partner {base.clip_partner} does not fit the text encoder of {base.source}.")
+        clip.text_model = text
+    frozen_clip = copy.deepcopy(clip)
+    frozen_text = frozen_clip.text_model if frozen_clip is not None else copy.deepcopy(text)
+    for module in (clip, frozen_clip, text, frozen_text):
+        if module is not None:
+            module.requires_grad_(False).eval().to(device)
+    return Towers(base, tokenizer, text, frozen_text, clip, frozen_clip, processor)
+
+
+def text_embeddings(clip: Any, pooled: torch.Tensor) -> torch.Tensor:
+    """Normalised text embeddings [batch, projection] of pooled states."""
+    import torch
+
+    return torch.nn.functional.normalize(clip.text_projection(pooled), dim=-1)
+
+
+def image_embeddings(clip: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Normalised image embeddings [batch, projection] of pixels [batch, 3, height, width]."""
+    import torch
+
+    return torch.nn.functional.normalize(clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output), dim=-1)
+
+
+def read_pixels(processor: Any, paths: Sequence[str]) -> torch.Tensor:
+    """The images of `paths` as the vision tower takes them."""
+    from PIL import Image
+
+    images = []
+    for path in paths:
+        with Image.open(path) as image:
+            images.append(image.convert("RGB"))
+    return processor(images=images, return_tensors="pt").pixel_values
+
+
+def cached_image_embeddings(towers: Towers, paths: Sequence[str], cache: Path, advance: Callable[[int], None]) -> dict[str, torch.Tensor]:
+    """The frozen vision tower's embedding of every path, computed once and kept in `cache`."""
+    import torch
+    from safetensors.torch import save_file
+
+    wanted = sorted(set(paths))
+    listing = cache.with_suffix(".json")
+    if cache.is_file() and listing.is_file() and json.loads(listing.read_text(encoding="utf-8")) == wanted:
+        table = load_state(cache)["embeddings"]
+        advance(len(wanted))
+    else:
+        parts = []
+        for start in range(0, len(wanted), 64):
+            chunk = wanted[start : start + 64]
+            with torch.no_grad():
+                pixels = read_pixels(towers.image_processor, chunk).to(towers.text.device)
+                parts.append(image_embeddings(towers.frozen_clip, pixels).cpu())
+            advance(len(chunk))
+        table = torch.cat(parts).contiguous()
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"embeddings": table}, cache)
+        listing.write_text(json.dumps(wanted), encoding="utf-8")
+    return dict(zip(wanted, table))
+
+
+def choose_anchor(towers: Towers, phrase: str) -> str:
+    """The base's broader word that CLIP holds nearest to `phrase` (cosine of pooled end-of-text states)."""
+    import torch
+
+    words = [word for word in towers.base.anchors if word not in phrase.split()]
+    with torch.no_grad():
+        captions = [f"a photo of a {word}" for word in (phrase, *words)]
+        pooled = encode(towers.frozen_text, towers.tokens(captions), (-1,))[1]
+        if towers.frozen_clip is not None:
+            pooled = towers.frozen_clip.text_projection(pooled)
+        nearness = torch.nn.functional.cosine_similarity(pooled[:1], pooled[1:])
+    return words[int(nearness.argmax())]

@@ -1,0 +1,195 @@
+"""Images into detections. A detector is a card (``detectors/*.yaml``) and the class of its kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sd_erase import catalog, resources
+from sd_erase.errors import UserError, unknown_choice
+
+PADDING = 114 / 255  # the grey that YOLO models are trained with
+MAX_DETECTIONS = 300  # an image
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object that was found."""
+
+    image: str  # the file's name, "" for an image that has none
+    label: str
+    score: float  # 0 to 1
+    box: tuple[float, float, float, float]  # pixels: left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a detector is: recorded with every number that comes from it."""
+
+    name: str
+    kind: str  # a row of catalog.DETECTORS
+    weights: str  # a file, or a name that the kind can fetch
+    image_size: int  # pixels of the square input
+    confidence: float  # detections below it are dropped
+    iou: float  # boxes of one label that overlap more are one object
+    licence: str
+    architecture: str = ""  # a model description that the weights fit, where they carry none
+    names: tuple[str, ...] = ()  # the classes in order, where neither weights nor architecture name them
+    labels: dict[str, str] = field(default_factory=dict)  # detector label -> our label, where they differ
+    folder: str = ""  # where the card lies
+
+
+class Detector(Protocol):
+    """Finds objects in images."""
+
+    card: dict[str, Any]
+    labels: frozenset[str]  # what it can find, in our names
+
+    def detect(self, images: Sequence[Any]) -> list[list[Detection]]:
+        """The objects of each PIL image, the surest first."""
+
+
+def read_card(name: str | Path) -> Card:
+    """The card behind a bundled name or a path.
+
+    Raises:
+        UserError: no such card, not YAML, or a key is missing, unknown or of the wrong type.
+    """
+    import yaml
+
+    path = resources.find("detectors", name)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"Detector card {path} is not YAML ({' '.join(str(error).split())}): correct it.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"Detector card {path} is no mapping of settings: see the bundled cards.")
+    keys = {item.name: item for item in dataclasses.fields(Card) if item.name != "folder"}
+    for key in values:
+        if key not in keys:
+            raise unknown_choice(f"Detector card {path}: key", key, keys)
+    absent = [key for key in ("name", "kind", "weights", "image_size", "confidence", "iou", "licence") if key not in values]
+    if absent:
+        raise UserError(f"Detector card {path} lacks {', '.join(absent)}: add them.")
+    values["names"] = tuple(values.get("names") or ())
+    values["labels"] = dict(values.get("labels") or {})
+    return _checked(Card(**values, folder=str(path.parent)), str(path))
+
+
+def _checked(card: Card, where: str) -> Card:
+    if card.kind not in catalog.DETECTORS:
+        raise unknown_choice(f"Detector card {where}: kind", card.kind, catalog.DETECTORS)
+    if not isinstance(card.image_size, int) or card.image_size < 32 or card.image_size % 32:
+        raise UserError(f"Detector {where}: image size {card.image_size!r} is no multiple of 32 pixels.")
+    for key in ("confidence", "iou"):
+        value = getattr(card, key)
+        if not isinstance(value, (int, float)) or not 0 < value < 1:
+            raise UserError(f"Detector {where}: {key} {value!r} is not between 0 and 1.")
+    return card
+
+
+def load_detector(name: str | Path, *, device: Any = "cpu", **overrides: Any) -> Detector:
+    """The detector of a card.
+
+    Args:
+        name: a bundled card's name or a path to one.
+        device: where it computes.
+        **overrides: keys of the card to replace (``image_size=320``, ``confidence=0.4``, ``weights="mine.pt"``).
+
+    Raises:
+        UserError: no such card, weights that are missing, cannot be fetched or do not fit, or a missing extra.
+    """
+    card = read_card(name)
+    unknown = set(overrides) - {item.name for item in dataclasses.fields(Card)}
+    if unknown:
+        raise unknown_choice("Detector setting", sorted(unknown)[0], [item.name for item in dataclasses.fields(Card)])
+    card = _checked(dataclasses.replace(card, **overrides), card.name)
+    return catalog.resolve(catalog.DETECTORS, card.kind, "Detector kind")(card, device)
+
+
+def find_file(card: Card, name: str) -> Path | None:
+    """The file that a card names: absolute, beside the card, in the working folder, or shipped with sd-erase."""
+    for folder in (Path(card.folder), Path.cwd(), resources.PACKAGE.parent):
+        path = folder / Path(name).expanduser()
+        if path.is_file():
+            return path
+    return None
+
+
+def describe(card: Card, weights: Path) -> dict[str, Any]:
+    """The card as it is recorded with results: its settings and the hash of the weights, without machine paths."""
+    import hashlib
+
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    kept = ("name", "kind", "image_size", "confidence", "iou", "licence")
+    return {key: getattr(card, key) for key in kept} | {"weights": weights.name, "weights_sha256": digest}
+
+
+def letterbox(images: Sequence[Any], size: int) -> tuple[Any, list[tuple[float, int, int]]]:
+    """Images into one batch of squares: the aspect is kept, the rest is grey, as YOLO models are trained.
+
+    Args:
+        images: PIL images of any size.
+        size: the squares' side in pixels.
+
+    Returns:
+        float32 [N, 3, size, size], RGB in 0..1, and for each image its scale and its left and top padding in pixels.
+    """
+    import numpy
+    import torch
+    from torch.nn.functional import interpolate
+
+    batch = torch.full((len(images), 3, size, size), PADDING)
+    places = []
+    for number, image in enumerate(images):
+        pixels = torch.from_numpy(numpy.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).float() / 255
+        height, width = pixels.shape[1:]
+        scale = min(size / height, size / width)
+        inner_height, inner_width = max(1, round(height * scale)), max(1, round(width * scale))
+        if (inner_height, inner_width) != (height, width):
+            # bilinear without antialiasing: the models were trained on OpenCV's
+            pixels = interpolate(pixels[None], (inner_height, inner_width), mode="bilinear", align_corners=False)[0]
+        left, top = round((size - inner_width) / 2 - 0.1), round((size - inner_height) / 2 - 0.1)
+        batch[number, :, top : top + inner_height, left : left + inner_width] = pixels
+        places.append((scale, left, top))
+    return batch, places
+
+
+def select(
+    boxes: Any, scores: Any, place: tuple[float, int, int], image: Any, names: Sequence[str], card: Card
+) -> list[Detection]:
+    """One image's raw predictions into detections: the best class of each box, above the confidence, overlaps merged.
+
+    Args:
+        boxes: [A, 4] centre x, centre y, width, height in pixels of the letterboxed input.
+        scores: [A, C] in 0..1.
+        place: the image's scale, left and top padding.
+        image: the PIL image, for its size and its file's name.
+        names: the C classes.
+        card: confidence, iou and label map.
+    """
+    import torch
+    from torchvision.ops import batched_nms, box_convert
+
+    best, classes = scores.max(dim=1)
+    sure = best > card.confidence
+    best, classes, corners = best[sure], classes[sure], box_convert(boxes[sure], "cxcywh", "xyxy")
+    kept = batched_nms(corners, best, classes, card.iou)[:MAX_DETECTIONS]
+    scale, left, top = place
+    corners = (corners[kept] - torch.tensor([left, top, left, top], device=corners.device)) / scale
+    limits = torch.tensor([image.width, image.height] * 2, device=corners.device)
+    corners = corners.clamp(min=0).minimum(limits).tolist()
+    file_name = Path(getattr(image, "filename", "") or "").name
+    found = zip(corners, best[kept].tolist(), classes[kept].tolist(), strict=True)
+    return [
+        Detection(file_name, card.labels.get(names[number], names[number]), score, tuple(box)) for box, score, number in found
+    ]
+
+
+def our_labels(names: Sequence[str], card: Card) -> frozenset[str]:
+    """What a detector with these classes can find, in our names."""
+    return frozenset(card.labels.get(name, name) for name in names)

@@ -1,0 +1,38 @@
+"""``--objective paper``: CLIPErase's three modules to the letter (eqs. 2 to 5), text tower or both."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sd_erase.erasure.method import Batch, paper_terms
+
+if TYPE_CHECKING:
+    import torch
+
+    from sd_erase.clip import Towers
+    from sd_erase.concepts import Concept
+
+
+class CLIPErase:
+    """The paper's objective, as a reference: it sees the pooled embedding only, not what the denoiser reads."""
+
+    needs_images = True
+    default_steps = 120
+    default_learning_rate = 3e-4
+    default_weights = {"forgetting": 1.0, "retention": 1.0, "consistency": 1.0}
+
+    def prepare(self, towers: Towers, concepts: list[Concept], anchors: dict[str, str], both_towers: bool) -> list[Any]:
+        """Train the whole text tower, or both towers with their projections; the temperature stays."""
+        trained = towers.clip if both_towers else towers.text
+        trained.requires_grad_(True)
+        towers.clip.logit_scale.requires_grad_(False)
+        return [value for value in trained.parameters() if value.requires_grad]
+
+    def losses(self, towers: Towers, batch: Batch) -> dict[str, torch.Tensor]:
+        """`forgetting` (eq. 2), `retention` (eq. 3), `consistency` (eq. 4)."""
+        from sd_erase.clip import encode
+
+        ids = towers.tokens([pair.caption for pair in (*batch.forget, *batch.retain)])
+        pooled = encode(towers.text, ids, (-1,))[1]
+        count = len(batch.forget)
+        return paper_terms(towers, batch, pooled[:count], pooled[count:])

@@ -1,0 +1,68 @@
+"""What the loop asks of a method, and the parts that several methods share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import random
+
+    import torch
+
+    from sd_erase.clip import Towers
+    from sd_erase.concepts import Concept
+    from sd_erase.pairs import Pair
+
+
+@dataclass
+class Batch:
+    """One step's pairs: captions with where the concept stands, and image embeddings or pixels where images are used."""
+
+    forget: list[Pair]
+    retain: list[Pair]
+    forget_images: torch.Tensor | None  # the frozen tower's normalised embeddings [pairs, dimensions]
+    retain_images: torch.Tensor | None
+    forget_pixels: torch.Tensor | None  # [pairs, 3, height, width], where the vision tower trains
+    retain_pixels: torch.Tensor | None
+    random: random.Random  # the step's own randomness, the same after a resume
+
+
+class Method(Protocol):
+    """A row of `catalog.METHODS`."""
+
+    needs_images: bool
+    default_steps: int
+    default_learning_rate: float
+    default_weights: dict[str, float]
+
+    def prepare(self, towers: Towers, concepts: list[Concept], anchors: dict[str, str], both_towers: bool) -> list[Any]:
+        """Get ready and return the parameters to train."""
+
+    def losses(self, towers: Towers, batch: Batch) -> dict[str, torch.Tensor]:
+        """The named loss terms of one batch; the loop weighs and sums them."""
+
+
+def paper_terms(towers: Towers, batch: Batch, forget_pooled: torch.Tensor, retain_pooled: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The three modules of CLIPErase (eqs. 2 to 4) from the student's pooled text states [pairs, width]."""
+    import torch
+
+    from sd_erase.clip import encode, image_embeddings, text_embeddings
+    from sd_erase.erasure.losses import consistency, forgetting, retention
+
+    forget_texts = text_embeddings(towers.clip, forget_pooled)
+    retain_texts = text_embeddings(towers.clip, retain_pooled)
+    with torch.no_grad():
+        ids = towers.tokens([pair.caption for pair in batch.retain])
+        original_texts = text_embeddings(towers.frozen_clip, encode(towers.frozen_text, ids, (-1,))[1])
+    forget_images, retain_images = batch.forget_images, batch.retain_images
+    image_consistency = 0.0
+    if batch.retain_pixels is not None:
+        forget_images = image_embeddings(towers.clip, batch.forget_pixels)
+        retain_images = image_embeddings(towers.clip, batch.retain_pixels)
+        image_consistency = consistency(batch.retain_images, retain_images)
+    return {
+        "forgetting": forgetting(forget_images, forget_texts),
+        "retention": retention(retain_images, retain_texts, towers.clip.logit_scale.exp()),
+        "consistency": consistency(original_texts, retain_texts) + image_consistency,
+    }

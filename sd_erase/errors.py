@@ -1,0 +1,21 @@
+"""The one exception that a user is meant to read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input: one sentence that names the input, what is wrong and what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def unknown_choice(what: str, value: object, choices: Iterable[object]) -> UserError:
+    """A `UserError` that lists the choices, the nearest first when one is near."""
+    names = [str(choice) for choice in choices]
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return UserError(f"{what} {value!r} is unknown{hint}; choose one of: {', '.join(names)}.")

@@ -1,0 +1,323 @@
+"""Images into rates: how often the erased concept, and every other object that the prompts name, is still found.
+
+Reads ``images/index.jsonl``, its images and ``concepts.json``. Writes ``detections/{original,erased}.jsonl`` (one line an
+image: its index row's keys and ``detections``), ``report/evaluation.json`` and ``report/evaluation.md``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sd_erase import bases, resources
+from sd_erase.concepts import Concept, all_cards, read_concepts
+from sd_erase.config import RunConfig
+from sd_erase.detection import BATCH_SIZE, Detection, Detector, load_detector
+from sd_erase.errors import UserError
+from sd_erase.metrics.rates import ImagePair, detection_rates, is_found, surplus
+from sd_erase.progress import NoProgress, Progress
+from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_json_atomic, write_jsonl_atomic, write_text_atomic
+
+SIDES = ("original", "erased")
+
+
+def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -> dict[str, Any]:
+    """Detect objects in the run's images and compare the original with the erased model.
+
+    Args:
+        config: the run's configuration; section ``evaluate``.
+        run: where the images lie and the results go.
+        progress: told of each image.
+
+    Returns:
+        The manifest "evaluate": ``rows`` (see `metrics.rates.row`; roles "target", "target_named", "others", "object"),
+        ``surplus`` of each side, ``per_prompt``, ``detector`` and ``warnings``.
+
+    Raises:
+        UserError: no images, no concept that the detector can find, or a bad detector.
+    """
+    progress = progress or NoProgress()
+    generated = run.require("generate", "generate")
+    concepts = read_concepts(run)
+    index = list(read_jsonl(run.images / "index.jsonl"))
+    name = config.evaluate.detector
+    if name == "auto":
+        name = bases.resolve(config.base).detector
+    wanted = {"confidence": config.evaluate.confidence, "image_size": config.evaluate.image_size}
+    overrides = {key: value for key, value in wanted.items() if value > 0}
+    detector = load_detector(name, device=resources.device(config.device), **overrides)
+    inputs = fingerprint(
+        generated["inputs"], index, [concept.to_dict() for concept in concepts], detector.card, sorted(detector.labels)
+    )
+    if run.is_complete("evaluate", inputs) and (run.report / "evaluation.json").is_file():
+        return run.read_manifest("evaluate")
+    run.reopen("evaluate")
+    found: dict[str, list[list[Detection]]] = {}
+    warnings: list[str] = []
+    for side in SIDES:
+        if not all(row.get(side) for row in index):
+            continue
+        found[side], blank = _detect(detector, [run.images / row[side] for row in index], f"{side} detections", progress)
+        if blank:
+            warnings.append(f"{blank} of the {side} images are a single colour: the model overflowed (try --device cpu).")
+        rows = (
+            {
+                "image": row[side],
+                "prompt_index": row["prompt_index"],
+                "seed": row["seed"],
+                "detections": [{"label": each.label, "score": round(each.score, 4), "box": _rounded(each.box)} for each in one],
+            }
+            for row, one in zip(index, found[side], strict=True)
+        )
+        write_jsonl_atomic(run.detections / f"{side}.jsonl", rows)
+    result = compare(index, found["original"], found.get("erased"), concepts, all_cards().values(), detector.labels)
+    result["warnings"] = warnings + result["warnings"]
+    result["detector"] = detector.card
+    result["base"] = config.base
+    write_json_atomic(run.report / "evaluation.json", result)
+    write_text_atomic(run.report / "evaluation.md", render_markdown(result))
+    return run.complete("evaluate", inputs, result)
+
+
+def compare(
+    index: Sequence[dict[str, Any]],
+    original: Sequence[Sequence[Detection]],
+    erased: Sequence[Sequence[Detection]] | None,
+    concepts: Sequence[Concept],
+    cards: Iterable[Concept],
+    known_labels: frozenset[str],
+) -> dict[str, Any]:
+    """The comparison from detections alone.
+
+    Args:
+        index: the images' index rows.
+        original: detections of each row's original image.
+        erased: of each row's erased image, or None.
+        concepts: what was erased.
+        cards: the concepts whose words are looked for in the prompts.
+        known_labels: what the detector can find.
+
+    Returns:
+        ``concepts``, ``prompts``, ``images``, ``rows``, ``surplus``, ``per_prompt``, ``warnings``.
+
+    Raises:
+        UserError: the detector knows no label of an erased concept.
+    """
+    targets = {}
+    for concept in concepts:
+        targets[concept.name] = frozenset(concept.labels) & known_labels
+        if not targets[concept.name]:
+            raise UserError(
+                f"Concept {concept.name!r} has no label that this detector can find "
+                f"(labels: {', '.join(concept.labels) or 'none'}): pass --detector with one that knows it."
+            )
+    target_labels = frozenset().union(*targets.values())
+    named = {row["prompt"]: _named(row["prompt"], concepts, cards) for row in index}
+    warnings = []
+    clashes = sorted({card.name for _, others in named.values() for card in others if target_labels & frozenset(card.labels)})
+    if clashes:
+        warnings.append(
+            f"The detector cannot tell {', '.join(targets)} from {', '.join(clashes)} (one label): the latter are not counted."
+        )
+    unknown = sorted({card.name for _, others in named.values() for card in others if not known_labels & frozenset(card.labels)})
+    if unknown:
+        warnings.append(f"The detector has no label for {', '.join(unknown)}: named by prompts but not counted.")
+    pairs = []
+    for number, row in enumerate(index):
+        naming, others = named[row["prompt"]]
+        objects = {}
+        for card in others:
+            labels = frozenset(card.labels) & known_labels
+            if labels and not labels & target_labels:
+                objects[" or ".join(sorted(labels))] = labels  # by label, so that "a woman and a man" ask for one "person"
+        pairs.append(
+            ImagePair(
+                row["prompt_index"],
+                naming,
+                objects,
+                Counter(each.label for each in original[number]),
+                None if erased is None else Counter(each.label for each in erased[number]),
+            )
+        )
+    if not any(pair.targets for pair in pairs):
+        warnings.append(f"No prompt names {', '.join(targets)}: the rates of the target say nothing about its erasure.")
+    sides = ["original"] if erased is None else list(SIDES)
+    return {
+        "concepts": list(targets),
+        "prompts": len({row["prompt_index"] for row in index}),
+        "images": len(index),
+        "rows": detection_rates(pairs, targets),
+        "surplus": {side: surplus(pairs, side, targets) for side in sides},
+        "per_prompt": _per_prompt(index, pairs, targets, sides),
+        "warnings": warnings,
+    }
+
+
+def _named(prompt: str, concepts: Sequence[Concept], cards: Iterable[Concept]) -> tuple[frozenset[str], list[Concept]]:
+    """Which of the erased concepts, and which other cards, a prompt names; a word within a longer one's does not count."""
+    erased = {concept.name for concept in concepts}
+    candidates = [*concepts, *(card for card in cards if card.name not in erased)]
+    spans = [(match.start, match.end, concept) for concept in candidates for match in concept.find(prompt)]
+    matched = {
+        concept.name: concept
+        for start, end, concept in spans
+        if not any(other[0] <= start and end <= other[1] and other[1] - other[0] > end - start for other in spans)
+    }
+    return frozenset(erased & matched.keys()), [concept for name, concept in matched.items() if name not in erased]
+
+
+def _per_prompt(
+    index: Sequence[dict[str, Any]], pairs: Sequence[ImagePair], targets: dict[str, frozenset[str]], sides: Sequence[str]
+) -> list[dict[str, Any]]:
+    """How often each target and each other named object was found in each prompt's images."""
+    texts = {row["prompt_index"]: row["prompt"] for row in index}
+    result = []
+    for number, text in texts.items():
+        own = [pair for pair in pairs if pair.prompt_index == number]
+
+        def counts(labels: frozenset[str], own: Sequence[ImagePair] = own) -> dict[str, int]:
+            return {side: sum(is_found(getattr(pair, side), labels) for pair in own) for side in sides}
+
+        result.append(
+            {
+                "prompt_index": number,
+                "prompt": text,
+                "images": len(own),
+                "targets": {name: counts(labels) for name, labels in targets.items()},
+                "others": {name: counts(labels) for name, labels in own[0].objects.items()},
+            }
+        )
+    return result
+
+
+def _detect(
+    detector: Detector, paths: Sequence[Path], description: str, progress: Progress
+) -> tuple[list[list[Detection]], int]:
+    """The detections of image files, and how many of the images are one flat colour."""
+    from PIL import Image, UnidentifiedImageError
+
+    found: list[list[Detection]] = []
+    blank = 0
+    with progress(description, len(paths)) as task:
+        for start in range(0, len(paths), BATCH_SIZE):
+            images = []
+            for path in paths[start : start + BATCH_SIZE]:
+                try:
+                    image = Image.open(path)
+                    image.load()
+                except (UnidentifiedImageError, OSError, ImportError) as error:  # ImportError: ultralytics' Image.open
+                    raise UserError(f"Image {path} is missing or damaged: run `sd-erase generate` again.") from error
+                images.append(image)
+                blank += all(low == high for low, high in image.convert("RGB").getextrema())
+            found += detector.detect(images)
+            task.advance(len(images))
+    return found, blank
+
+
+def _rounded(box: Sequence[float]) -> list[float]:
+    return [round(side, 2) for side in box]
+
+
+_ROLE_NAMES = {"target": "erased", "target_named": "erased", "others": "kept", "object": "kept"}
+
+
+def _percent(share: dict[str, Any] | None) -> str:
+    if share is None or share["rate"] is None:
+        return "–"
+    return f"{share['rate']:.1%} [{100 * share['low']:.0f}–{100 * share['high']:.0f}]"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table as text: name, role, number, original, erased, change in points, p-value."""
+    change = "–" if row["change"] is None else f"{100 * row['change']:+.1f}"
+    p_value = row["p_value"]
+    p_text = "–" if p_value is None else "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+    rates = [_percent(row["original"]), _percent(row["erased"])]
+    return [row["name"], _ROLE_NAMES[row["role"]], str(row["images"]), *rates, change, p_text]
+
+
+HEADERS = ("Object", "Should be", "n", "Original [95 %]", "Erased [95 %]", "Change", "p")
+ROLE_COLUMN = 1
+
+
+def _caption(result: dict[str, Any]) -> str:
+    detector = result["detector"]
+    return (
+        f"{result['prompts']} prompts, {result['images']} images a model; detector {detector['name']} ({detector['weights']}, "
+        f"sha256 {detector['weights_sha256'][:12]}), {detector['image_size']} px, confidence {detector['confidence']:g}"
+    )
+
+
+def render_table(result: dict[str, Any]) -> Any:
+    """The rates as a `rich.table.Table` that fits into 80 columns."""
+    from rich import box
+    from rich.table import Table
+
+    title = f"Detection rate before and after erasing {', '.join(result['concepts'])}"
+    table = Table(title=title, caption=_caption(result), title_style="bold", box=box.SIMPLE_HEAD)
+    shown = [number for number in range(len(HEADERS)) if number != ROLE_COLUMN]  # bold says it in the terminal
+    for number in shown:
+        table.add_column(HEADERS[number], justify="right" if number else "left", no_wrap=number > 0)
+    previous = None
+    for row in result["rows"]:
+        if previous and row["role"] != previous and row["role"] in {"others", "object"}:
+            table.add_section()
+        previous = row["role"]
+        cells = _cells(row)
+        table.add_row(*(cells[number] for number in shown), style="bold" if row["role"] in {"target", "others"} else "")
+    return table
+
+
+def _markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(headers), line(["---"] * len(headers)), *(line(row) for row in rows)]
+
+
+def render_markdown(result: dict[str, Any]) -> str:
+    """The rates, what is in the images beyond the named objects, and the counts of each prompt, as Markdown."""
+    sides = list(result["surplus"])
+    beyond = [
+        (
+            "Boxes of named other objects, an image (asked for: "
+            f"{result['surplus']['original']['named_others_asked']:.2f})",
+            [f"{result['surplus'][side]['named_others_mean_count']:.2f}" for side in sides],
+        ),
+        ("Named other objects found more than once", [_percent(result["surplus"][side]["doubled"]) for side in sides]),
+        ("Images with an object that nobody named", [_percent(result["surplus"][side]["unnamed"]) for side in sides]),
+        (
+            "Those objects (images)",
+            [", ".join(f"{k} {v}" for k, v in result["surplus"][side]["unnamed_labels"].items()) or "none" for side in sides],
+        ),
+    ]
+
+    def found(counts: dict[str, dict[str, int]]) -> str:
+        return ", ".join(f"{name} {' → '.join(str(value) for value in each.values())}" for name, each in counts.items()) or "–"
+
+    lines = [
+        f"# Detection rate before and after erasing {', '.join(result['concepts'])}",
+        "",
+        *_markdown_table(HEADERS, (_cells(row) for row in result["rows"])),
+        "",
+        _caption(result) + ".",
+        "Intervals: Wilson, 95 %. p: McNemar's exact test over pairs from the same prompt, seed and noise; the line of all "
+        "others counts each named object of an image, which are not independent of one another.",
+        "",
+        *(f"> {warning}\n" for warning in result["warnings"]),
+        "## Beyond the named objects",
+        "",
+        *_markdown_table(["", *(side.capitalize() for side in sides)], ([name, *values] for name, values in beyond)),
+        "",
+        "## Each prompt",
+        "",
+        f"Images in which an object was found ({' → '.join(sides)}).",
+        "",
+        *_markdown_table(
+            ["Prompt", "Images", "Erased concept", "Other named objects"],
+            ([row["prompt"], str(row["images"]), found(row["targets"]), found(row["others"])] for row in result["per_prompt"]),
+        ),
+    ]
+    return "\n".join(lines) + "\n"

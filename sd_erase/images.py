@@ -1,0 +1,555 @@
+"""Prompts and seeds into images, by the original and by the erased model from the same noise.
+
+Reads: the run's erased encoder. Writes ``images/{original,erased}/0007-seed42.png``, ``images/index.jsonl`` (one row an
+image pair, paths relative to ``images/``) and ``images/contact.png``.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sd_erase import bases, resources
+from sd_erase.config import RunConfig
+from sd_erase.errors import UserError, unknown_choice
+from sd_erase.progress import NoProgress, Progress
+from sd_erase.rundir import RunDir, fingerprint, write_jsonl_atomic
+
+SCHEDULERS: dict[str, str | None] = {
+    "auto": None,  # the pipeline's own
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+CONTACT_PROMPTS = 8
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, with a seed of its own where its file gives one."""
+
+    text: str
+    seed: int | None = None
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """The prompts of a text file (one a line; blank lines and lines that start with ``#`` are skipped) or of a CSV file.
+
+    A CSV file has a column ``prompt`` and may have ``evaluation_seed`` or ``seed``, as the lists of ESD, AdvUnlearn and
+    Concept Ablation do; other columns (``case_number``, ``source``) are ignored.
+
+    Args:
+        path: a file, or the name of a bundled list ("apple", "prompts/apple.txt").
+
+    Raises:
+        UserError: the file is missing, not text, has no prompt, or a seed is no whole number.
+    """
+    path = resources.find("prompts", path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"Prompts file {path} cannot be read as UTF-8 text ({error}): pass a text or CSV file.") from error
+    if path.suffix.lower() == ".csv":
+        prompts = list(_csv_prompts(path, text))
+    else:
+        lines = (line.strip() for line in text.splitlines())
+        prompts = [Prompt(line) for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise UserError(f"Prompts file {path} holds no prompt: write one a line ('#' starts a comment).")
+    return prompts
+
+
+def _csv_prompts(path: Path, text: str) -> Iterator[Prompt]:
+    rows = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    columns = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
+    if "prompt" not in columns:
+        raise UserError(f"Prompts file {path} has no column 'prompt' (it has {', '.join(columns) or 'none'}): add one.")
+    seed_column = next((columns[name] for name in ("evaluation_seed", "seed") if name in columns), None)
+    try:
+        for row in rows:
+            prompt = (row[columns["prompt"]] or "").strip()
+            seed = (row[seed_column] or "").strip() if seed_column is not None else ""
+            if not prompt:
+                continue
+            if seed and not (seed.isdecimal() and int(seed) < 2**63):
+                raise UserError(f"Prompts file {path}, line {rows.line_num}: seed {seed!r} is no whole number below 2^63.")
+            yield Prompt(prompt, int(seed) if seed else None)
+    except csv.Error as error:
+        raise UserError(f"Prompts file {path}, line {rows.line_num}, is no valid CSV ({error}): close its quotes.") from error
+
+
+def overlong_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[str]:
+    """One sentence for each prompt that does not fit the text encoder, with the words that it will not see."""
+    warnings = []
+    for number, prompt in enumerate(prompts, start=1):
+        ids = tokenizer(prompt.text, truncation=False, verbose=False).input_ids
+        length = tokenizer.model_max_length
+        if len(ids) > length:
+            cut = tokenizer.decode(ids[length - 1 : -1]).strip()
+            warnings.append(f"Prompt {number} has {len(ids)} tokens, the text encoder reads {length}: cut off were {cut!r}.")
+    return warnings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are drawn; every number is resolved (no "default" left)."""
+
+    seed: int = 0
+    images_per_prompt: int = 8
+    steps: int = 15
+    guidance: float = 4.0
+    height: int = 64  # pixels
+    width: int = 64
+    negative_prompt: str = ""
+    scheduler: str = "auto"
+    batch_size: int = 32  # images
+    clip_skip: int = 0  # layers left out before the last, as diffusers counts: 1 reads layer -2
+
+    def __post_init__(self) -> None:
+        if self.scheduler not in SCHEDULERS:
+            raise unknown_choice("Scheduler", self.scheduler, SCHEDULERS)
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value < 8 or value % 8:
+                raise UserError(f"Image {name} {value} is no multiple of 8: pass for example {max(8, round(value / 8) * 8)}.")
+        for name in ("images_per_prompt", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"Setting generate.{name} is {getattr(self, name)}: pass 1 or more.")
+        if self.clip_skip < 0:
+            raise UserError(f"Setting generate.clip_skip is {self.clip_skip}: pass 0 or more.")
+
+    @classmethod
+    def of(cls, config: RunConfig, base: bases.Base) -> Settings:
+        """The settings of a run, with the base's defaults where the configuration names none."""
+        wanted = config.generate
+        return cls(
+            seed=config.seed,
+            images_per_prompt=wanted.images_per_prompt,
+            steps=wanted.steps or base.steps,
+            guidance=base.guidance if wanted.guidance < 0 else wanted.guidance,
+            height=wanted.height or base.resolution,
+            width=wanted.width or base.resolution,
+            negative_prompt=wanted.negative_prompt,
+            scheduler=wanted.scheduler,
+            batch_size=wanted.batch_size or base.batch_size,
+            clip_skip=wanted.clip_skip,
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    prompt_index: int
+    prompt: str
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.prompt_index:04d}-seed{self.seed}.png"
+
+
+def _jobs(prompts: Sequence[Prompt], settings: Settings) -> list[_Job]:
+    return [
+        _Job(index, prompt.text, (settings.seed if prompt.seed is None else prompt.seed) + number)
+        for index, prompt in enumerate(prompts)
+        for number in range(settings.images_per_prompt)
+    ]
+
+
+def generate_pairs(
+    original_pipeline: Any,
+    erased_pipeline: Any | None,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    settings: Settings,
+    *,
+    stamps: dict[str, str] | None = None,
+    about: dict[str, dict[str, str]] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Draw `prompts` with both pipelines from the same noise, and write the PNGs, the index and the contact sheet.
+
+    An image's noise is drawn on the CPU from a generator of its own, so that it depends neither on the batch nor on the
+    device. An image whose file carries the same stamp (of everything that it depends on) is not drawn again.
+
+    Args:
+        original_pipeline: a Stable Diffusion pipeline.
+        erased_pipeline: the same with the erased encoder, or None for the original's images alone.
+        prompts: what to draw.
+        folder: where ``original/``, ``erased/``, ``index.jsonl`` and ``contact.png`` are written.
+        settings: how to draw.
+        stamps: "original" and "erased": fingerprints of the weights; without one, images are always drawn.
+        about: "original" and "erased": further text for the PNGs ("encoder", "base").
+        progress: told of each image.
+
+    Returns:
+        Counts (``images``, ``drawn``, ``reused``), ``batch_size`` (the smallest that memory forced), ``scheduler`` and
+        ``warnings``.
+
+    Raises:
+        UserError: a single image does not fit into memory.
+    """
+    progress = progress or NoProgress()
+    stamps, about = stamps or {}, about or {}
+    jobs = _jobs(prompts, settings)
+    roles = {"original": original_pipeline} | ({} if erased_pipeline is None else {"erased": erased_pipeline})
+    look = dataclasses.asdict(settings)
+    for name in ("seed", "images_per_prompt", "batch_size"):  # no pixel depends on these beyond the image's own seed
+        del look[name]
+    drawn, batches = 0, _Batches(settings.batch_size)
+    for role, pipeline in roles.items():
+        (folder / role).mkdir(parents=True, exist_ok=True)
+        stamp_of = {job: fingerprint(stamps[role], look, job.prompt, job.seed) if role in stamps else "" for job in jobs}
+        missing = [job for job in jobs if not _is_drawn(folder / role / job.file_name, stamp_of[job])]
+        drawn += len(missing)
+        if settings.clip_skip:
+            _enable_clip_skip(pipeline.text_encoder)
+        with _scheduler(pipeline, settings.scheduler) as scheduler_name, progress(f"{role} images", len(jobs)) as task:
+            text = {
+                "encoder": role,
+                "negative_prompt": settings.negative_prompt,
+                "steps": str(settings.steps),
+                "guidance": str(settings.guidance),
+                "scheduler": scheduler_name,
+                "clip_skip": str(settings.clip_skip),
+                **about.get(role, {}),
+            }
+            task.advance(len(jobs) - len(missing))
+            for batch, images in batches.draw(pipeline, missing, settings):
+                for job, image in zip(batch, images, strict=True):
+                    own = {"prompt": job.prompt, "seed": str(job.seed), "inputs": stamp_of[job]}
+                    _save_png(image, folder / role / job.file_name, {key: value for key, value in (text | own).items() if value})
+                task.advance(len(batch))
+    rows = [
+        {
+            "prompt_index": job.prompt_index,
+            "prompt": job.prompt,
+            "seed": job.seed,
+            **{role: f"{role}/{job.file_name}" if role in roles else None for role in ("original", "erased")},
+        }
+        for job in jobs
+    ]
+    write_jsonl_atomic(folder / "index.jsonl", rows)
+    contact_sheet(rows, folder, folder / "contact.png")
+    return {
+        "images": len(jobs) * len(roles),
+        "drawn": drawn,
+        "reused": len(jobs) * len(roles) - drawn,
+        "batch_size": batches.size,
+        "scheduler": scheduler_name,
+        "warnings": overlong_prompts(original_pipeline.tokenizer, prompts),
+    }
+
+
+@contextmanager
+def _scheduler(pipeline: Any, name: str) -> Iterator[str]:
+    """Give the pipeline the named scheduler for a while; yields its class's name."""
+    own, class_name = pipeline.scheduler, SCHEDULERS[name]
+    if class_name is not None:
+        import diffusers
+
+        pipeline.scheduler = getattr(diffusers, class_name).from_config(own.config)
+    try:
+        yield type(pipeline.scheduler).__name__
+    finally:
+        pipeline.scheduler = own
+
+
+def _enable_clip_skip(text_encoder: Any) -> None:
+    """Let diffusers find the final norm: for clip-skip it reads ``text_model``, which transformers 5.6 flattened away.
+
+    The name is set beside the module's registry, so that neither its modules nor its state dict change.
+    """
+    if not hasattr(text_encoder, "text_model"):
+        text_encoder.__dict__["text_model"] = text_encoder
+
+
+class _Batches:
+    """Images of jobs, batch by batch; where memory runs out, the batch is halved and stays so."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def draw(self, pipeline: Any, jobs: Sequence[_Job], settings: Settings) -> Iterator[tuple[Sequence[_Job], list[Any]]]:
+        """Yield each batch of jobs with its images."""
+        start = 0
+        while start < len(jobs):
+            batch = jobs[start : start + self.size]
+            images = None
+            try:
+                images = _draw(pipeline, batch, settings)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    raise UserError(
+                        f"One image of {settings.width} x {settings.height} pixels does not fit into the memory of "
+                        f"{pipeline.device}: pass a smaller --height and --width, or --device cpu."
+                    ) from error
+            if images is None:  # outside the handler, so that the failed attempt's tensors are free
+                self.size = len(batch) // 2
+                _empty_cache()
+                continue
+            yield batch, images
+            start += len(batch)
+
+
+def _draw(pipeline: Any, jobs: Sequence[_Job], settings: Settings) -> list[Any]:
+    """The images of one batch, as PIL images."""
+    import torch
+
+    generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
+    factor = pipeline.vae_scale_factor
+    shape = (1, pipeline.unet.config.in_channels, settings.height // factor, settings.width // factor)
+    # always drawn in float32: half-precision draws differ from it
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    options = {"negative_prompt": [settings.negative_prompt] * len(jobs)} if settings.negative_prompt else {}
+    return pipeline(
+        prompt=[job.prompt for job in jobs],
+        height=settings.height,
+        width=settings.width,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        latents=noise.to(pipeline.unet.dtype),
+        generator=generators,  # for schedulers that add noise of their own
+        clip_skip=settings.clip_skip or None,
+        output_type="pil",
+        **options,
+    ).images
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def _empty_cache() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _is_drawn(path: Path, stamp: str) -> bool:
+    """Whether `path` is an image drawn from these inputs."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not stamp or not path.is_file():
+        return False
+    try:
+        with Image.open(path) as image:
+            return image.info.get("inputs") == stamp
+    except (UnidentifiedImageError, OSError, ImportError):  # ImportError: ultralytics' Image.open, where it was imported first
+        return False
+
+
+def _save_png(image: Any, path: Path, text: dict[str, str]) -> None:
+    """Write a PNG with text chunks through a temporary file, so that an interruption leaves no half of it."""
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    for key, value in text.items():
+        chunks.add_text(key, value)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            image.save(stream, format="PNG", pnginfo=chunks)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def contact_sheet(rows: Sequence[dict[str, Any]], folder: Path, path: Path, prompts: int = CONTACT_PROMPTS) -> None:
+    """Write a sheet with the first image of the first `prompts` prompts: the original's above the erased model's.
+
+    Args:
+        rows: the index's rows; their paths are relative to `folder`.
+        folder: the run's ``images/``.
+        path: the PNG to write.
+        prompts: how many columns at most.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    first: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        first.setdefault(row["prompt_index"], row)
+    columns = list(first.values())[:prompts]
+    roles = [role for role in ("original", "erased") if all(row[role] for row in columns)]
+    side, gap, margin, label_width, lines = 192, 10, 16, 76, 4
+    font, small = ImageFont.load_default(size=15), ImageFont.load_default(size=12)
+    caption_height = lines * 16 + 6
+    width = margin * 2 + label_width + len(columns) * (side + gap) - gap
+    sheet = Image.new("RGB", (width, margin * 2 + caption_height + len(roles) * (side + gap) - gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, row in enumerate(columns):
+        left = margin + label_width + column * (side + gap)
+        caption = _wrap(row["prompt"], lambda text: draw.textlength(text, font=small), side, lines)
+        draw.multiline_text((left, margin + caption_height - 6), caption, fill="#333333", font=small, spacing=4, anchor="ld")
+        for number, role in enumerate(roles):
+            with Image.open(folder / row[role]) as image:
+                picture = image.convert("RGB")
+            scale = side / max(picture.size)
+            # few pixels are enlarged sharply: a smoothed 64-pixel image is a blur
+            method = Image.Resampling.NEAREST if scale > 1.5 else Image.Resampling.LANCZOS
+            picture = picture.resize(tuple(max(1, round(length * scale)) for length in picture.size), method)
+            top = margin + caption_height + number * (side + gap)
+            sheet.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
+    for number, role in enumerate(roles):
+        middle = margin + caption_height + number * (side + gap) + side // 2
+        draw.text((margin, middle), role, fill="#111111", font=font, anchor="lm")
+    _save_png(sheet, path, {"Software": "sd-erase"})
+
+
+def _wrap(text: str, length: Callable[[str], float], width: float, lines: int) -> str:
+    """`text` broken at words into at most `lines` lines of `width` pixels, with an ellipsis where it is cut."""
+    wrapped = [""]
+    for word in text.split():
+        longer = f"{wrapped[-1]} {word}".strip()
+        if length(longer) <= width or not wrapped[-1]:
+            wrapped[-1] = longer
+        elif len(wrapped) < lines:
+            wrapped.append(word)
+        else:
+            wrapped[-1] = f"{wrapped[-1]} …"
+            break
+    return "\n".join(wrapped)
+
+
+def enable_fast_attention(pipeline: Any) -> str:
+    """xformers where a real call of it works on the pipeline's CUDA device, else PyTorch's own; says which.
+
+    An installed xformers can still lack kernels for this torch or this card, which only a call shows.
+    """
+    import torch
+
+    if pipeline.device.type != "cuda":
+        return "PyTorch SDPA"
+    try:
+        from xformers.ops import memory_efficient_attention
+
+        query = torch.zeros(1, 64, 8, 40, device=pipeline.device, dtype=pipeline.unet.dtype)
+        memory_efficient_attention(query, query, query)
+        pipeline.enable_xformers_memory_efficient_attention()
+    except Exception as error:  # whatever a mismatched binary raises, the fallback is right
+        return f"PyTorch SDPA (xformers: {type(error).__name__})"
+    return "xformers"
+
+
+def _base_stamp(base: bases.Base) -> str:
+    """A fingerprint of the base's weights: its files' names, sizes and times where they are local, else its hub id."""
+    source = Path(base.source)
+    files = sorted(source.rglob("*")) if source.is_dir() else [source] if source.is_file() else []
+    wanted = [path for path in files if path.suffix in {".safetensors", ".json"}]
+    return fingerprint(
+        base.source if not files else "",
+        [[str(path.relative_to(source)), path.stat().st_size, path.stat().st_mtime_ns] for path in wanted],
+    )
+
+
+def _encoder_stamp(run: RunDir) -> str:
+    """A fingerprint of the run's erased encoder, by content."""
+    files = sorted(path for path in run.encoder.rglob("*") if path.suffix in {".safetensors", ".json"})
+    return fingerprint([str(path.relative_to(run.encoder)) for path in files], *files)
+
+
+def _prompt_files(config: RunConfig) -> tuple[str, ...]:
+    """The configured prompt files, or the bundled list of each concept."""
+    if config.generate.prompts:
+        return config.generate.prompts
+    bundled = resources.names("prompts")
+    files = tuple(name for name in config.concepts if name in bundled)
+    if not files or len(files) < len(config.concepts):
+        raise UserError(f"No prompts are given: pass --prompts with a file of one prompt a line or with: {', '.join(bundled)}.")
+    return files
+
+
+def generate(
+    config: RunConfig, run: RunDir, progress: Progress | None = None, *, original_only: bool = False
+) -> dict[str, Any]:
+    """Draw the configured prompts with the original and with the run's erased encoder.
+
+    Args:
+        config: the run's configuration; section ``generate``.
+        run: where the erased encoder lies and the images go.
+        progress: told of each image.
+        original_only: draw no erased images (for a run that is not trained).
+
+    Returns:
+        The manifest "generate": counts, settings, seconds, attention, warnings.
+
+    Raises:
+        UserError: a bad setting, prompts file or base, or no trained encoder.
+    """
+    import torch
+
+    from sd_erase.pipeline import erased_pipeline, load_original
+
+    if not original_only:
+        run.require("train", "train")
+    base = bases.resolve(config.base)
+    settings = Settings.of(config, base)
+    prompts = [prompt for name in _prompt_files(config) for prompt in read_prompts(name)]
+    device = resources.device(config.device)
+    # a model of 64 pixels gains nothing from half precision
+    dtype = torch.float16 if device.type == "cuda" and base.resolution > 64 else torch.float32
+    stamps = {"original": fingerprint(_base_stamp(base), device.type, str(dtype))}
+    about = {"original": {"encoder": "original", "base": base.name}}
+    if not original_only:
+        encoder = _encoder_stamp(run)
+        stamps["erased"] = fingerprint(stamps["original"], encoder)
+        about["erased"] = {"encoder": f"erased: {', '.join(config.concepts)} ({run.name}, {encoder})", "base": base.name}
+    inputs = fingerprint(stamps, dataclasses.asdict(settings), [dataclasses.astuple(prompt) for prompt in prompts])
+    if run.is_complete("generate", inputs) and _all_present(run.images, _jobs(prompts, settings), tuple(stamps)):
+        return run.read_manifest("generate")
+    run.reopen("generate")
+    started = time.perf_counter()
+    original = load_original(base, device, dtype)
+    attention = enable_fast_attention(original)
+    erased = None if original_only else erased_pipeline(original, run)
+    result = generate_pairs(
+        original, erased, prompts, run.images, settings, stamps=stamps, about=about, progress=progress
+    )
+    return run.complete(
+        "generate",
+        inputs,
+        {
+            **dataclasses.asdict(settings),
+            **result,
+            "prompts": len(prompts),
+            "base": base.name,
+            "device": str(device),
+            "dtype": str(dtype).removeprefix("torch."),
+            "attention": attention,
+            "seconds": round(time.perf_counter() - started, 1),
+            "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 2**20) if device.type == "cuda" else None,
+            "contact": "images/contact.png",
+        },
+    )
+
+
+def _all_present(folder: Path, jobs: Sequence[_Job], roles: Sequence[str]) -> bool:
+    index = folder / "index.jsonl"
+    wanted = {f"{role}/{job.file_name}" for job in jobs for role in roles}
+    if not index.is_file():
+        return False
+    listed = {json.loads(line)[role] for line in index.read_text(encoding="utf-8").splitlines() for role in roles}
+    return wanted == listed and all((folder / name).is_file() for name in wanted)

@@ -1,0 +1,1 @@
+"""Measures of what is gone and what is still there: pure functions."""

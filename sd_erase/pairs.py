@@ -1,0 +1,575 @@
+"""Captions and concepts into forget and retain pairs: deterministic, streamed, with a reason for each.
+
+The captions are read twice. The first pass finds the captions that name a concept and their images; the second collects
+what may be retained, from all other images. Samples are the captions with the smallest seeded hashes of their stratum, so
+memory is bounded, a repeated caption is seen as such, and the order of the file does not matter.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import heapq
+import json
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sd_erase import bases, concepts
+from sd_erase.captions import Caption, open_dataset
+from sd_erase.concepts import TOKEN, Concept, Match, Matcher
+from sd_erase.config import to_dict
+from sd_erase.errors import UserError
+from sd_erase.progress import NoProgress
+from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_jsonl_atomic
+
+if TYPE_CHECKING:
+    from sd_erase.config import RunConfig
+    from sd_erase.progress import Progress
+
+SPARED_SHARE = 0.2  # of the retain set, as far as there are such captions: far above how often they occur
+NEIGHBOUR_SHARE = 0.3
+SAMPLE_SIZE = 5  # pairs of each set in the manifest, to look at before training
+MAX_PIXELS = 100_000_000  # a larger image is not decoded
+_SPARE_ROOM = 1.25  # candidates kept for one wanted, so that missing images can be replaced
+_SPLITS = {"train": "train", "restval": "train", "val": "validation", "validation": "validation", "valid": "validation", "dev": "validation"}
+_HELD_OUT = {"test"}
+_PROGRESS_EVERY = 1000
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One caption with its image, to forget or to retain; ``spans`` are the characters of the concepts' words."""
+
+    key: str
+    image: str | None
+    caption: str
+    set: str
+    split: str
+    concept: str | None
+    spans: tuple[tuple[int, int], ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    caption: Caption
+    concept: str | None
+    spans: tuple[tuple[int, int], ...]
+    reason: str
+
+
+class _Sample:
+    """The candidates with the smallest hashes: texts that differ first, repeated texts of other images as a reserve.
+
+    Args:
+        room: how many are kept; 0 keeps all.
+    """
+
+    def __init__(self, room: int, salt: str):
+        self.room = room
+        self.salt = salt.encode()[:16]
+        self._texts: list[tuple[int, int]] = []  # heap of (-hash, order); the largest hash leaves first
+        self._of_text: dict[int, _Candidate] = {}
+        self._repeats: dict[int, _Candidate] = {}
+        self._repeat_heap: list[int] = []
+        self.duplicates = 0
+
+    def _hash(self, text: str) -> int:
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, key=self.salt).digest(), "big")
+
+    def offer(self, candidate: _Candidate, text: str) -> None:
+        """Keep `candidate` if its hash is among the smallest; `text` is its caption, normalised."""
+        number = self._hash(text)
+        full = self.room and len(self._of_text) >= self.room
+        if number in self._of_text:
+            held = self._of_text[number].caption
+            if held.image_key == candidate.caption.image_key:
+                self.duplicates += 1
+            else:
+                self._offer_repeat(candidate, text)
+            return
+        if full and number >= -self._texts[0][0]:
+            return
+        self._of_text[number] = candidate
+        heapq.heappush(self._texts, (-number, 0))
+        if full:
+            del self._of_text[-heapq.heappop(self._texts)[0]]
+
+    def _offer_repeat(self, candidate: _Candidate, text: str) -> None:
+        number = self._hash(f"{text}\0{candidate.caption.image_key}")
+        if number in self._repeats:
+            self.duplicates += 1
+            return
+        full = self.room and len(self._repeats) >= self.room
+        if full and number >= -self._repeat_heap[0]:
+            return
+        self._repeats[number] = candidate
+        heapq.heappush(self._repeat_heap, -number)
+        if full:
+            del self._repeats[-heapq.heappop(self._repeat_heap)]
+
+    def __len__(self) -> int:
+        return len(self._of_text) + len(self._repeats)
+
+    def ordered(self) -> list[_Candidate]:
+        """All that is kept: the differing texts by hash, then the repeated ones."""
+        return [table[number] for table in (self._of_text, self._repeats) for number in sorted(table)]
+
+
+class _Images:
+    """Tells whether an image opens; remembers those that do not."""
+
+    def __init__(self) -> None:
+        self.checked = 0
+        self.bad: dict[str, dict[str, str]] = {}
+        self._good: set[str] = set()
+
+    def usable(self, caption: Caption) -> bool:
+        if caption.image is None or caption.image in self._good:
+            return True
+        if caption.image in self.bad:
+            return False
+        self.checked += 1
+        fault = image_fault(caption.image)
+        if fault is None:
+            self._good.add(caption.image)
+            return True
+        self.bad[caption.image] = {"key": caption.key, "image": caption.image, "fault": fault}
+        return False
+
+
+def image_fault(path: str) -> str | None:
+    """Why the image at `path` cannot be used, or None: it is missing, no image, truncated, or larger than `MAX_PIXELS`."""
+    from PIL import Image
+
+    if not os.path.isfile(path):
+        return "missing"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is tested below, before anything is decoded
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    return f"too large: {image.width} x {image.height} pixels"
+                image.draft("RGB", (64, 64))  # JPEG is decoded small, which still reads the file to its end
+                image.load()
+    except Image.DecompressionBombError:
+        return "too large"
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        return f"corrupt: {' '.join(str(error).split())[:120] or type(error).__name__}"
+    return None
+
+
+class _Nouns:
+    """The stratum of a caption: the first card whose word it holds, people last, so that they do not hide the objects."""
+
+    _people = frozenset({"person", "man", "woman"})
+
+    def __init__(self) -> None:
+        self._first: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+        for card in concepts.all_cards().values():
+            for phrase in card.phrases:
+                words = tuple(TOKEN.findall(phrase))
+                self._first.setdefault(words[0], []).append((words, card.name))
+        for entries in self._first.values():
+            entries.sort(key=lambda entry: (-len(entry[0]), entry[1] in self._people, entry))
+
+    def of(self, tokens: list[str]) -> str:
+        people = ""
+        for position, token in enumerate(tokens):
+            for words, name in self._first.get(token, ()):
+                if len(words) == 1 or tuple(tokens[position : position + len(words)]) == words:
+                    if name not in self._people:
+                        return name
+                    people = people or "person"
+                    break
+        return people or "other"
+
+
+def _stream(config: RunConfig, base: bases.Base, run: RunDir, wanted: Collection[str] | None = None) -> Iterator[Caption]:
+    return open_dataset(config.harvest.dataset, base, run.data, wanted)
+
+
+def _inputs(config: RunConfig, base: bases.Base, selected: list[Concept]) -> str:
+    """What the pairs depend on."""
+    _, _, path = config.harvest.dataset.partition(":")
+    location = Path(path).expanduser()
+    status = location.stat() if path and location.exists() else None
+    files = [status.st_size, status.st_mtime_ns] if status else []
+    return fingerprint(to_dict(config.harvest), [concept.to_dict() for concept in selected], config.seed, base.source, files)
+
+
+def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) -> dict[str, Any]:
+    """Write ``run.concepts`` and ``run.pairs`` and return the manifest: counts, reasons, a sample, statistics.
+
+    ``max_forget`` holds for each concept, ``max_retain`` for the whole. A caption that names several of the concepts is one pair,
+    under one of them, with the spans of all. An image with any caption that names a concept retains nothing.
+
+    Raises:
+        UserError: bad concepts or data; a concept that no caption names; too many missing images.
+    """
+    started = time.monotonic()
+    progress = progress or NoProgress()
+    _check_limits(config)
+    base = bases.resolve(config.base)
+    selected = concepts.load_concepts(config)
+    inputs = _inputs(config, base, selected)
+    if run.is_complete("harvest", inputs) and run.pairs.is_file() and run.concepts.is_file():
+        return run.read_manifest("harvest") or {}
+    run.reopen("harvest")
+    statistics: Counter[str] = Counter()
+    named: Counter[str] = Counter({concept.name: 0 for concept in selected})
+    with progress("reading captions", None) as task:
+        forget, forgotten_images, splits = _first_pass(config, base, run, selected, statistics, named, task)
+        missing_concepts = [concept for concept in selected if not named[concept.name]]
+        if missing_concepts:
+            raise _no_match(missing_concepts[0], _stream(config, base, run), config.harvest.dataset)
+        retain = _second_pass(config, base, run, selected, forgotten_images, splits, statistics, task)
+    own_splits = len(splits) > 1
+    images = _Images()
+    _take_out(config, base, run, [*forget.values(), *retain.values()])
+    with progress("checking images", None) as task:
+        chosen = {"forget": _choose_forget(config, selected, forget, images), "retain": _choose_retain(config, retain, images)}
+        task.advance(images.checked)
+    _report_missing(config, run, images)
+    if not chosen["forget"]:
+        raise UserError(f"No caption of {config.harvest.dataset} that names a concept has a usable image: see {run.path / 'missing.jsonl'}.")
+    if not chosen["retain"]:
+        raise UserError(
+            f"Every image of {config.harvest.dataset} has a caption that names {_list(selected)}, so nothing is left to retain: "
+            "erase less at once, or pass a larger data set."
+        )
+    pairs = _with_splits(config, chosen, splits if own_splits else {})
+    for concept in selected:
+        if not any(pair.concept == concept.name for pair in pairs):
+            raise UserError(f"All captions that name {concept.name!r} name another concept too, or have no usable image: erase it alone.")
+    write_jsonl_atomic(run.pairs, ({**vars(pair), "spans": [list(span) for span in pair.spans]} for pair in pairs))
+    concepts.write_concepts(run, selected)
+    statistics["duplicates"] = sum(sample.duplicates for sample in (*forget.values(), *retain.values()))
+    result = {
+        "dataset": config.harvest.dataset,
+        "concepts": [concept.name for concept in selected],
+        "counts": _counts(pairs),
+        "captions_naming": dict(named),
+        "reasons": _reasons(pairs),
+        "missing": {
+            "checked": images.checked,
+            "missing": sum(row["fault"] == "missing" for row in images.bad.values()),
+            "corrupt": sum(row["fault"] != "missing" for row in images.bad.values()),
+            "file": "missing.jsonl" if images.bad else None,
+        },
+        "splits": "the data set's own" if own_splits else f"by image, {config.harvest.train_share:.0%} train",
+        "statistics": {**statistics, "images_forgotten": len(forgotten_images), "mean_words": _mean_words(pairs)},
+        "sample": {name: _sample_of(pairs, name, config.seed) for name in ("forget", "retain")},
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    return run.complete("harvest", inputs, result)
+
+
+def _list(selected: Iterable[Concept]) -> str:
+    return ", ".join(concept.name for concept in selected)
+
+
+def _check_limits(config: RunConfig) -> None:
+    settings = config.harvest
+    if settings.max_forget < 0 or settings.max_retain < 0:
+        raise UserError("Settings harvest.max_forget and harvest.max_retain must be 0 (all) or more.")
+    if not 0 < settings.train_share < 1:
+        raise UserError(f"Setting harvest.train_share must lie between 0 and 1, not {settings.train_share}.")
+    if not 0 <= settings.max_missing_share <= 1:
+        raise UserError(f"Setting harvest.max_missing_share must lie between 0 and 1, not {settings.max_missing_share}.")
+
+
+def _room(limit: int) -> int:
+    return int(limit * _SPARE_ROOM) + 16 if limit else 0
+
+
+def _image_number(caption: Caption) -> int:
+    """The image's identity in 8 bytes: millions of them fit into memory."""
+    return int.from_bytes(hashlib.blake2b(caption.image_key.encode(), digest_size=8).digest(), "big")
+
+
+def _first_pass(
+    config: RunConfig, base: bases.Base, run: RunDir, selected: list[Concept], statistics: Counter[str], named: Counter[str], task: Any
+) -> tuple[dict[tuple[str, str], _Sample], set[int], dict[str, int]]:
+    """Samples of the captions to forget by (concept, split), the images that they show, and the data set's splits."""
+    matcher = Matcher(selected)
+    samples: dict[tuple[str, str], _Sample] = {}
+    images: set[int] = set()
+    splits: Counter[str] = Counter()
+    room = _room(config.harvest.max_forget)
+    for number, caption in enumerate(_stream(config, base, run), 1):
+        statistics["captions"] += 1
+        if number % _PROGRESS_EVERY == 0:
+            task.advance(_PROGRESS_EVERY)
+        if caption.split in _HELD_OUT:
+            statistics["held_out"] += 1
+        split = _SPLITS.get(caption.split or "", "")
+        tokens = TOKEN.findall(caption.text.lower())
+        if not tokens:
+            statistics["empty"] += 1
+            continue
+        uses = [(concept, matches) for concept, matches, _ in matcher.scan(caption.text, tokens) if matches]
+        if caption.split not in _HELD_OUT and split:
+            splits[split] += 1
+        if not uses:
+            continue
+        images.add(_image_number(caption))
+        if caption.split in _HELD_OUT:
+            continue
+        spans = _union(match for _, matches in uses for match in matches)
+        text = " ".join(tokens)
+        for concept, matches in uses:
+            named[concept.name] += 1
+            if (concept.name, split) not in samples:
+                samples[concept.name, split] = _Sample(room, f"{config.seed} f {concept.name}")
+            samples[concept.name, split].offer(_Candidate(caption, concept.name, spans, matches[0].reason), text)
+    return samples, images, dict(splits)
+
+
+def _union(matches: Iterable[Match]) -> tuple[tuple[int, int], ...]:
+    """The matches' spans in order, overlapping ones joined."""
+    spans: list[tuple[int, int]] = []
+    for start, end in sorted((match.start, match.end) for match in matches):
+        if spans and start < spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+        else:
+            spans.append((start, end))
+    return tuple(spans)
+
+
+def _second_pass(
+    config: RunConfig, base: bases.Base, run: RunDir, selected: list[Concept], forgotten_images: set[int], splits: dict[str, int],
+    statistics: Counter[str], task: Any
+) -> dict[tuple[str, str, str], _Sample]:  # fmt: skip
+    """Samples of what may be retained by (kind, stratum, split); the kinds are "spared", "neighbour" and "object"."""
+    matcher = Matcher(selected)
+    own = {concept.name for concept in selected}
+    neighbours = [concepts.concept_named(name) for name in dict.fromkeys(name for concept in selected for name in concept.neighbours)]
+    neighbour_matcher = Matcher(concept for concept in neighbours if concept.name not in own)
+    nouns = _Nouns()
+    samples: dict[tuple[str, str, str], _Sample] = {}
+    room = _room(config.harvest.max_retain)
+    for number, caption in enumerate(_stream(config, base, run), 1):
+        if number % _PROGRESS_EVERY == 0:
+            task.advance(_PROGRESS_EVERY)
+        if caption.split in _HELD_OUT:
+            continue
+        tokens = TOKEN.findall(caption.text.lower())
+        if not tokens:
+            continue
+        if _image_number(caption) in forgotten_images:
+            statistics["captions_of_forgotten_images"] += 1
+            continue
+        spared = next((uses for _, _, uses in matcher.scan(caption.text, tokens) if uses), None)
+        if spared:
+            kind, stratum, reason = "spared", spared[0].text.lower(), spared[0].reason
+            # strata are bounded: "orange shirt", "orange hat" and a thousand more share the places that are left
+            if ("spared", stratum, "") not in samples and sum(key[0] == "spared" for key in samples) >= 64:
+                stratum = ""
+        else:
+            near = next((concept for concept, matches, _ in neighbour_matcher.scan(caption.text, tokens) if matches), None)
+            if near is not None:
+                kind, stratum, reason = "neighbour", near.name, f"neighbour: {near.name}"
+            else:
+                kind, stratum = "object", nouns.of(tokens)
+                reason = "no concept" if stratum == "other" else f"names: {stratum}"
+        statistics[f"retainable_{kind}"] += 1
+        split = _SPLITS.get(caption.split or "", "") if len(splits) > 1 else ""
+        key = (kind, stratum, split)
+        if key not in samples:
+            samples[key] = _Sample(room, f"{config.seed} r")
+        samples[key].offer(_Candidate(caption, None, (), reason), " ".join(tokens))
+    return samples
+
+
+def _take_out(config: RunConfig, base: bases.Base, run: RunDir, samples: Iterable[_Sample]) -> None:
+    """Have the reader write the candidates' images where they lie inside an archive."""
+    inside = str(run.data.absolute()) + os.sep
+    wanted = {
+        candidate.caption.key
+        for sample in samples
+        for candidate in sample.ordered()
+        if candidate.caption.image and candidate.caption.image.startswith(inside) and not os.path.exists(candidate.caption.image)
+    }
+    if wanted:
+        for _ in _stream(config, base, run, wanted):
+            pass
+
+
+def _fill(quota: int, samples: list[list[_Candidate]], images: _Images, taken: set[str]) -> list[_Candidate]:
+    """Up to `quota` candidates, one from each sample in turn, so that small strata are not drowned; 0 takes all."""
+    iterators = [iter(sample) for sample in samples]
+    chosen: list[_Candidate] = []
+    while iterators and (not quota or len(chosen) < quota):
+        alive = []
+        for iterator in iterators:
+            if quota and len(chosen) >= quota:
+                break
+            candidate = next((one for one in iterator if one.caption.key not in taken and images.usable(one.caption)), None)
+            if candidate is not None:
+                taken.add(candidate.caption.key)
+                chosen.append(candidate)
+                alive.append(iterator)
+        iterators = alive
+    return chosen
+
+
+def _by_split(
+    config: RunConfig, limit: int, samples: dict[str, list[list[_Candidate]]], images: _Images, taken: set[str]
+) -> list[_Candidate]:
+    """Up to `limit` candidates: with own splits, `train_share` of them from train, as far as both have enough."""
+    if set(samples) <= {""} or not limit:
+        return _fill(limit, [sample for split in sorted(samples) for sample in samples[split]], images, taken)
+    validation = _fill(max(1, limit - round(limit * config.harvest.train_share)), samples.get("validation", []), images, taken)
+    return _fill(limit - len(validation), samples.get("train", []) + samples.get("", []), images, taken) + validation
+
+
+def _choose_forget(
+    config: RunConfig, selected: list[Concept], samples: dict[tuple[str, str], _Sample], images: _Images
+) -> list[_Candidate]:
+    sizes = {concept.name: sum(len(sample) for (name, _), sample in samples.items() if name == concept.name) for concept in selected}
+    taken: set[str] = set()
+    chosen: list[_Candidate] = []
+    own_splits = len({split for _, split in samples if split}) > 1
+    # the rarest concept first: a caption that names two goes to the one that needs it
+    for concept in sorted(selected, key=lambda concept: (sizes[concept.name], concept.name)):
+        of_split: dict[str, list[list[_Candidate]]] = {}
+        for (name, split), sample in sorted(samples.items(), key=lambda item: item[0]):
+            if name == concept.name:
+                of_split.setdefault(split if own_splits else "", []).append(sample.ordered())
+        chosen += _by_split(config, config.harvest.max_forget, of_split, images, taken)
+    return chosen
+
+
+def _choose_retain(config: RunConfig, samples: dict[tuple[str, str, str], _Sample], images: _Images) -> list[_Candidate]:
+    limit = config.harvest.max_retain
+    taken: set[str] = set()
+
+    def of_kind(kind: str) -> dict[str, list[list[_Candidate]]]:
+        found: dict[str, list[list[_Candidate]]] = {}
+        for (one, _, split), sample in sorted(samples.items(), key=lambda item: item[0]):
+            if one == kind:
+                found.setdefault(split, []).append(sample.ordered())
+        return found
+
+    if not limit:
+        return [one for kind in ("spared", "neighbour", "object") for one in _by_split(config, 0, of_kind(kind), images, taken)]
+    chosen = _by_split(config, round(limit * SPARED_SHARE), of_kind("spared"), images, taken)
+    chosen += _by_split(config, round(limit * NEIGHBOUR_SHARE), of_kind("neighbour"), images, taken)
+    for kind in ("object", "neighbour", "spared"):  # what one kind lacks, the next one fills
+        if len(chosen) < limit:
+            chosen += _by_split(config, limit - len(chosen), of_kind(kind), images, taken)
+    return chosen
+
+
+def _report_missing(config: RunConfig, run: RunDir, images: _Images) -> None:
+    side_file = run.path / "missing.jsonl"
+    side_file.unlink(missing_ok=True)
+    if not images.bad:
+        return
+    write_jsonl_atomic(side_file, (images.bad[image] for image in sorted(images.bad)))
+    share = len(images.bad) / images.checked
+    if share > config.harvest.max_missing_share:
+        first = images.bad[min(images.bad)]
+        raise UserError(
+            f"{len(images.bad)} of {images.checked} images of {config.harvest.dataset} are missing or corrupt (such as {first['image']}: "
+            f"{first['fault']}), more than harvest.max_missing_share {config.harvest.max_missing_share:.0%}: see {side_file}."
+        )
+
+
+def _with_splits(config: RunConfig, chosen: dict[str, list[_Candidate]], own_splits: dict[str, int]) -> list[Pair]:
+    """The pairs in their final order; without own splits, `train_share` of each concept's images train."""
+    pairs: list[Pair] = []
+    split_of: dict[str, str] = {}
+
+    def rank(image: str) -> bytes:
+        return hashlib.blake2b(image.encode(), digest_size=8, key=f"{config.seed} s".encode()).digest()
+
+    for name, candidates in chosen.items():
+        groups: dict[str, list[_Candidate]] = {}
+        for candidate in candidates:
+            groups.setdefault(candidate.concept or "", []).append(candidate)
+        for group in groups.values():
+            if own_splits and {_SPLITS.get(one.caption.split or "") for one in group} >= {"train", "validation"}:
+                split_of.update({one.caption.image_key: _SPLITS[one.caption.split or ""] for one in group if one.caption.split in _SPLITS})
+            images = sorted({one.caption.image_key for one in group}, key=rank)
+            train = min(max(1, round(len(images) * config.harvest.train_share)), max(1, len(images) - 1))
+            train -= sum(split_of.get(image) == "train" for image in images)
+            for image in images:
+                if image not in split_of:
+                    split_of[image] = "train" if train > 0 else "validation"
+                    train -= 1
+        pairs += [
+            Pair(
+                one.caption.key, one.caption.image, one.caption.text, name, split_of[one.caption.image_key], one.concept, one.spans, one.reason
+            )
+            for one in candidates
+        ]
+    return pairs
+
+
+def _counts(pairs: list[Pair]) -> dict[str, Any]:
+    counts: dict[str, Any] = {name: {"train": 0, "validation": 0} for name in ("forget", "retain")}
+    by_concept: dict[str, Counter[str]] = {}
+    for pair in pairs:
+        counts[pair.set][pair.split] += 1
+        if pair.concept:
+            by_concept.setdefault(pair.concept, Counter())[pair.split] += 1
+    return {**counts, "by_concept": {name: dict(splits) for name, splits in sorted(by_concept.items())}}
+
+
+def _reasons(pairs: list[Pair]) -> dict[str, dict[str, int]]:
+    """How often each reason chose a pair, by set, the commonest 40 first."""
+    found: dict[str, Counter[str]] = {"forget": Counter(), "retain": Counter()}
+    for pair in pairs:
+        found[pair.set][pair.reason.lower()] += 1
+    return {name: dict(sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:40]) for name, counter in found.items()}
+
+
+def _mean_words(pairs: list[Pair]) -> float:
+    return round(sum(len(TOKEN.findall(pair.caption)) for pair in pairs) / len(pairs), 1)
+
+
+def _sample_of(pairs: list[Pair], name: str, seed: int) -> list[dict[str, Any]]:
+    import random
+
+    group = [pair for pair in pairs if pair.set == name]
+    chosen = random.Random(f"{seed} {name}").sample(group, min(SAMPLE_SIZE, len(group)))
+    return [{"caption": pair.caption, "image": pair.image, "concept": pair.concept, "reason": pair.reason} for pair in chosen]
+
+
+def _no_match(concept: Concept, captions: Iterable[Caption], dataset: str) -> UserError:
+    """The error for a concept that no caption names, with the nearest words that the data set does have."""
+    vocabulary: Counter[str] = Counter()
+    for caption in captions:
+        vocabulary.update(token for token in TOKEN.findall(caption.text.lower()) if len(token) > 2)
+    # of a very long list, the common words
+    words = [word for word, _ in vocabulary.most_common(50_000)]
+    near: list[str] = []
+    for part in TOKEN.findall(concept.name):
+        near += [word for word in difflib.get_close_matches(part, words, n=4, cutoff=0.6) if word not in near]
+    hint = f"the nearest words it has are {', '.join(near)}" if near else "it has no word like it"
+    spared = f" apart from senses that its card spares ({', '.join(concept.spared[:2])} ...)" if any(w in vocabulary for w in concept.words) else ""
+    return UserError(
+        f"Concept {concept.name!r} is named by no caption of {dataset}{spared}; {hint}: pass one of them, or a concept file with synonyms."
+    )
+
+
+def read_pairs(run: RunDir) -> list[Pair]:
+    """The pairs of a harvested run, in their stored order.
+
+    Raises:
+        UserError: the run has none, or a line is damaged.
+    """
+    if not run.pairs.is_file():
+        raise UserError(f"Run {run} has no pairs: run `sd-erase harvest` first.")
+    try:
+        return [Pair(**{**row, "spans": tuple((start, end) for start, end in row["spans"])}) for row in read_jsonl(run.pairs)]
+    except (json.JSONDecodeError, TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{run.pairs} is damaged ({error}): run `sd-erase harvest` again.") from error

@@ -1,0 +1,477 @@
+"""The builder of the pocket model's weights: one resumable step a component, from seeds.
+
+Steps: data -> clip, vae -> decoder, latents -> unet, detector -> pack -> scores. Each writes into the work folder and is
+skipped where its output stands; a training step resumes from its last checkpoint. ``python -m sd_erase.pocket build``
+runs them all; two processes may run independent steps side by side (`--step clip` and `--step vae`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sd_erase.pocket import world
+from sd_erase.rundir import write_json_atomic
+
+log = logging.getLogger("sd_erase.pocket")
+TOKENIZER = Path(__file__).parent / "weights" / "tokenizer"
+POSITIONS = 77
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes and lengths of the build."""
+
+    seed: int = 0
+    scenes: int = 40_960
+    clip_steps: int = 900
+    vae_steps: int = 2_400
+    decoder_steps: int = 1_200
+    unet_steps: int = 2_200
+    unet_batch: int = 32
+    detector_scenes: int = 2_000
+    detector_epochs: int = 8
+    empty_share: float = 0.1  # captions dropped for classifier-free guidance
+    ema_decay: float = 0.999
+    min_snr_gamma: float = 5.0
+
+
+def _worker(seed: int, step: int) -> torch.Generator:
+    """Randomness of one training step, the same after a resume."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def fit(
+    name: str,
+    folder: Path,
+    model: nn.Module,
+    loss_of: Callable[[int], torch.Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    warmup: int = 100,
+    weight_decay: float = 0.01,
+    ema_decay: float = 0.0,
+    parameters: Iterable[nn.Parameter] | None = None,
+    checkpoint_every: int = 250,
+) -> dict[str, torch.Tensor]:
+    """Train `model` with AdamW under a cosine schedule, with resumable safetensors checkpoints and a log.
+
+    Returns:
+        The state dict to keep: the exponential moving average where `ema_decay` is given, else the last weights.
+    """
+    final = folder / f"{name}.safetensors"
+    if final.is_file():
+        return load_file(final)
+    trained = list(parameters) if parameters is not None else list(model.parameters())
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
+    names = [key for key, value in model.named_parameters() if any(value is item for item in trained)]
+    average = {key: value.detach().clone() for key, value in model.state_dict().items()} if ema_decay else {}
+    checkpoint, start = folder / f"{name}.checkpoint.safetensors", 0
+    if checkpoint.is_file():
+        saved = load_file(checkpoint)
+        start = int(saved["step"])
+        model.load_state_dict({key[6:]: value for key, value in saved.items() if key.startswith("model.")})
+        average = {key[4:]: value for key, value in saved.items() if key.startswith("ema.")}
+        optimizer.load_state_dict({
+            "state": {i: {part: saved[f"optimizer.{key}.{part}"] for part in ("step", "exp_avg", "exp_avg_sq")} for i, key in enumerate(names)},
+            "param_groups": optimizer.state_dict()["param_groups"],
+        })  # fmt: skip
+        log.info("%s: resumed at step %d", name, start)
+    began, recent = time.perf_counter(), []
+    for step in range(start, steps):
+        progress = (step - warmup) / max(1, steps - warmup)
+        factor = (step + 1) / warmup if step < warmup else 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * progress))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * factor
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        recent.append(loss.item())
+        if ema_decay:
+            decay = min(ema_decay, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for key, value in model.state_dict().items():
+                    if value.is_floating_point():
+                        average[key].lerp_(value, 1 - decay)
+        done = step + 1
+        if done % 50 == 0:
+            rate = (time.perf_counter() - began) / (done - start)
+            log.info("%s %d/%d loss %.4f, %.3f s/step, %.1f min left", name, done, steps, np.mean(recent), rate, rate * (steps - done) / 60)
+            recent.clear()
+        if done % checkpoint_every == 0 or done == steps:
+            state = {f"model.{key}": value.contiguous() for key, value in model.state_dict().items()}
+            state |= {f"ema.{key}": value for key, value in average.items()}
+            moments = optimizer.state_dict()["state"]
+            state |= {f"optimizer.{key}.{part}": moments[i][part] for i, key in enumerate(names) for part in ("step", "exp_avg", "exp_avg_sq")}
+            state["step"] = torch.tensor(done)
+            temporary = checkpoint.with_suffix(".tmp")
+            save_file({key: value.detach().clone() for key, value in state.items()}, temporary)
+            temporary.replace(checkpoint)
+    result = average if ema_decay else {key: value.detach().clone() for key, value in model.state_dict().items()}
+    save_file({key: value.contiguous() for key, value in result.items()}, final)
+    checkpoint.unlink(missing_ok=True)
+    return result
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def tokenizer() -> Any:
+    """The CLIP tokenizer with Stable Diffusion's 49,408 entries."""
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(TOKENIZER)
+
+
+def known_ids() -> list[int]:
+    """The token ids that the world's words use, ascending; every other id shares one "unknown word" vector."""
+    from transformers import CLIPTokenizer
+
+    tok: CLIPTokenizer = tokenizer()
+    # punctuation glues to words in other ways than in the word list, so a few real captions join in
+    samples = [world.sample_scene(seed, noise=False).caption for seed in range(3000)]
+    used = {token for text in [*world.vocabulary().split("\n"), *samples] for token in tok(text, truncation=False)["input_ids"]}
+    unknown = set(tok(world.UNKNOWN, add_special_tokens=False)["input_ids"])
+    return sorted((used | {tok.bos_token_id, tok.eos_token_id}) - unknown)
+
+
+def compact_ids(ids: np.ndarray, known: list[int]) -> np.ndarray:
+    """Token ids as indices into `known`; `len(known)` stands for every unknown token."""
+    table = np.full(49_408, len(known), dtype=np.int64)
+    table[known] = np.arange(len(known))
+    return table[ids]
+
+
+def data(recipe: Recipe, folder: Path) -> dict[str, np.ndarray]:
+    """The training scenes: pictures [N, 64, 64, 3] in uint8 and token ids [N, 77]."""
+    path = folder / "data.npz"
+    if not path.is_file():
+        tok = tokenizer()
+        images, captions = [], []
+        for number in range(recipe.scenes):
+            scene = world.sample_scene(number)
+            images.append(np.asarray(world.render(scene)[0]))
+            captions.append(scene.caption)
+        ids = tok(captions, padding="max_length", truncation=True, max_length=POSITIONS, return_tensors="np")["input_ids"]
+        temporary = path.with_suffix(".tmp.npz")
+        np.savez(temporary, images=np.stack(images), ids=ids.astype(np.int32))
+        temporary.replace(path)
+    with np.load(path, allow_pickle=False) as arrays:
+        return {key: arrays[key] for key in ("images", "ids")}
+
+
+def _pixels(images: np.ndarray) -> torch.Tensor:
+    """uint8 [N, H, W, 3] as float [N, 3, H, W] in -1..1, the range of the autoencoder and (mean .5, deviation .5) of the CLIP."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+# --- CLIP ------------------------------------------------------------------------------------------------------------
+
+
+def clip_model(vocabulary: int, bos: int, eos: int) -> Any:
+    """The small CLIP with a vocabulary of that size."""
+    from transformers import CLIPConfig, CLIPModel
+
+    tower = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "projection_dim": 128}
+    config = CLIPConfig(
+        text_config={**tower, "vocab_size": vocabulary, "max_position_embeddings": POSITIONS, "bos_token_id": bos,
+                     "eos_token_id": eos, "pad_token_id": eos},
+        vision_config={**tower, "image_size": world.SIZE, "patch_size": 8},
+        projection_dim=128,
+    )  # fmt: skip
+    return CLIPModel(config)
+
+
+def train_clip(recipe: Recipe, folder: Path) -> Any:
+    """Contrastive training over the known words; the last index is the shared unknown word."""
+    known = known_ids()
+    tok = tokenizer()
+    torch.manual_seed(recipe.seed)
+    model = clip_model(len(known) + 1, known.index(tok.bos_token_id), known.index(tok.eos_token_id))
+    with torch.no_grad():
+        model.text_model.embeddings.token_embedding.weight.normal_(std=0.05)
+    arrays = data(recipe, folder)
+    ids = torch.from_numpy(compact_ids(arrays["ids"], known))
+    eos, unknown = known.index(tok.eos_token_id), len(known)
+    lengths = (ids == eos).int().argmax(1) + 1
+
+    def loss_of(step: int) -> torch.Tensor:
+        generator = _worker(recipe.seed, step)
+        index = torch.randint(len(ids), (128,), generator=generator)
+        batch, length = ids[index], lengths[index]
+        if step % 6 == 0:  # long prompts: the words stand late, behind words that say nothing
+            shift = (torch.rand(len(index), generator=generator) * (POSITIONS - length)).long()
+            shift = torch.minimum(shift, torch.tensor(40))
+            position = torch.arange(POSITIONS)[None] - shift[:, None]
+            moved = batch.gather(1, position.clamp(min=0))
+            moved[position <= 0] = unknown
+            batch = moved
+            batch[:, 0] = ids[0, 0]
+            length = length + shift
+        batch = batch[:, : int(length.max())]
+        pixels = _pixels(arrays["images"][index.numpy()])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            images = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
+            texts = model.text_projection(model.text_model(input_ids=batch).pooler_output)
+        images, texts = (nn.functional.normalize(value.float(), dim=-1) for value in (images, texts))
+        logits = model.logit_scale.exp().clamp(max=100) * texts @ images.T
+        target = torch.arange(len(index))
+        return (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
+
+    state = fit("clip", folder, model, loss_of, steps=recipe.clip_steps, learning_rate=1e-3, checkpoint_every=200)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def full_clip(recipe: Recipe, folder: Path) -> Any:
+    """The trained CLIP with Stable Diffusion's whole vocabulary."""
+    small, known, tok = train_clip(recipe, folder), known_ids(), tokenizer()
+    model = clip_model(49_408, tok.bos_token_id, tok.eos_token_id)
+    state = small.state_dict()
+    key = next(key for key in state if key.endswith("token_embedding.weight"))
+    table = state[key][-1].repeat(49_408, 1)
+    table[known] = state[key][:-1]
+    state[key] = table
+    model.load_state_dict(state)
+    return model.eval()
+
+
+# --- autoencoder -----------------------------------------------------------------------------------------------------
+
+
+def vae_model() -> Any:
+    """The small autoencoder: factor 4, four latent channels."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(16, 32, 64),
+        layers_per_block=1, latent_channels=4, norm_num_groups=8, mid_block_add_attention=False, sample_size=world.SIZE,
+        scaling_factor=1.0,
+    )  # fmt: skip
+
+
+def _reconstruction(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """L1, squared error and the L1 of both finite differences: sharp sprites without a discriminator."""
+    error = output.float() - target
+    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    return error.abs().mean() + 0.5 * error.square().mean() + 0.5 * edges
+
+
+def train_vae(recipe: Recipe, folder: Path) -> Any:
+    """The autoencoder; afterwards the latents' mean and deviation a channel are folded exactly into its 1x1 convolutions."""
+    torch.manual_seed(recipe.seed + 1)
+    model = vae_model()
+    images = data(recipe, folder)["images"]
+
+    def loss_of(step: int) -> torch.Tensor:
+        generator = _worker(recipe.seed + 1, step)
+        target = _pixels(images[torch.randint(len(images), (16,), generator=generator).numpy()])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            posterior = model.encode(target).latent_dist
+            latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+            output = model.decode(latents).sample
+        return _reconstruction(output, target) + 1e-4 * posterior.kl().mean() / 256
+
+    model.load_state_dict(fit("vae", folder, model, loss_of, steps=recipe.vae_steps, learning_rate=2e-3))
+    return fold_statistics(model.eval(), images)
+
+
+@torch.no_grad()
+def fold_statistics(model: Any, images: np.ndarray) -> Any:
+    """Make the latents zero-mean and unit-deviation in every channel, without a change of the reconstruction."""
+    means = torch.cat([model.encode(_pixels(images[i : i + 64])).latent_dist.mean for i in range(0, 2048, 64)])
+    mean, deviation = means.mean((0, 2, 3)), means.std((0, 2, 3))
+    encode, decode = model.quant_conv, model.post_quant_conv
+    encode.bias[:4] = (encode.bias[:4] - mean) / deviation
+    encode.weight[:4] /= deviation[:, None, None, None]
+    encode.bias[4:] -= 2 * deviation.log()
+    decode.bias += (decode.weight[:, :, 0, 0] * mean).sum(1)
+    decode.weight *= deviation[None, :, None, None]
+    return model
+
+
+def train_decoder(recipe: Recipe, folder: Path) -> Any:
+    """The decoder alone, on noisy latents: what a denoiser gives is never exact."""
+    model = train_vae(recipe, folder)
+    images, latents = data(recipe, folder)["images"], encode_latents(recipe, folder)
+    decoder = nn.ModuleList([model.post_quant_conv, model.decoder])
+
+    def loss_of(step: int) -> torch.Tensor:
+        generator = _worker(recipe.seed + 2, step)
+        index = torch.randint(len(images), (16,), generator=generator).numpy()
+        noisy = latents[index].float()
+        noisy = noisy + 0.05 * torch.randn(noisy.shape, generator=generator)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = model.decode(noisy).sample
+        return _reconstruction(output, _pixels(images[index]))
+
+    decoder.load_state_dict(fit("decoder", folder, decoder, loss_of, steps=recipe.decoder_steps, learning_rate=1.5e-3))
+    return model.eval()
+
+
+@torch.no_grad()
+def encode_latents(recipe: Recipe, folder: Path) -> torch.Tensor:
+    """The latents [N, 4, 16, 16] of all training scenes (posterior means, float16)."""
+    path = folder / "latents.safetensors"
+    if not path.is_file():
+        model, images = train_vae(recipe, folder), data(recipe, folder)["images"]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            parts = [model.encode(_pixels(images[i : i + 128])).latent_dist.mean.half() for i in range(0, len(images), 128)]
+        save_file({"latents": torch.cat(parts).contiguous()}, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+    return load_file(path)["latents"]
+
+
+# --- denoiser --------------------------------------------------------------------------------------------------------
+
+
+def unet_model() -> Any:
+    """The small conditional denoiser."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=world.SIZE // 4, in_channels=4, out_channels=4, block_out_channels=(64, 128, 128), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=128, attention_head_dim=2,
+        norm_num_groups=32,
+    )  # fmt: skip
+
+
+def scheduler() -> Any:
+    """The noise schedule: Stable Diffusion's, predicting velocity, sampled by DDIM."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
+                         clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing="trailing")  # fmt: skip
+
+
+def train_unet(recipe: Recipe, folder: Path) -> Any:
+    """Velocity prediction with min-SNR weights (Hang et al. 2023, arXiv:2303.09556) on precomputed latents."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    torch.manual_seed(recipe.seed + 3)
+    model, noise = unet_model(), scheduler()
+    model.set_attn_processor(AttnProcessor())  # plain products: the fused kernel's backward pass is slow on a CPU
+    text, known = train_clip(recipe, folder).text_model.requires_grad_(False), known_ids()
+    latents = encode_latents(recipe, folder)
+    ids = torch.from_numpy(compact_ids(data(recipe, folder)["ids"], known))
+    empty = torch.from_numpy(compact_ids(tokenizer()([""], padding="max_length", max_length=POSITIONS, return_tensors="np")["input_ids"], known))
+    alphas = noise.alphas_cumprod
+    ratio = alphas / (1 - alphas)
+    weights = ratio.clamp(max=recipe.min_snr_gamma) / (ratio + 1)  # v-prediction
+
+    def loss_of(step: int) -> torch.Tensor:
+        generator = _worker(recipe.seed + 3, step)
+        count = recipe.unet_batch
+        index = torch.randint(len(latents), (count,), generator=generator)
+        words = ids[index].clone()
+        words[torch.rand(count, generator=generator) < recipe.empty_share] = empty[0]
+        clean = latents[index].float()
+        times = torch.randint(1000, (count,), generator=generator)
+        epsilon = torch.randn(clean.shape, generator=generator)
+        noisy, target = noise.add_noise(clean, epsilon, times), noise.get_velocity(clean, epsilon, times)
+        with torch.no_grad():
+            states = text(input_ids=words).last_hidden_state
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = model(noisy, times, states).sample
+        return ((output.float() - target).square().mean((1, 2, 3)) * weights[times]).mean()
+
+    state = fit("unet", folder, model, loss_of, steps=recipe.unet_steps, learning_rate=1e-3, warmup=200, ema_decay=recipe.ema_decay)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+# --- detector --------------------------------------------------------------------------------------------------------
+
+
+def detector_config() -> dict[str, Any]:
+    """Ultralytics' YOLOv5 (anchor-free "u" head) at the nano scale, with COCO's 80 names."""
+    import yaml
+    from ultralytics.nn.tasks import yaml_model_load
+
+    config = yaml_model_load("yolov5n.yaml")
+    return {key: config[key] for key in ("nc", "scales", "scale", "backbone", "head") if key in config} | {"names": yaml.safe_load(_coco_names())}
+
+
+def _coco_names() -> str:
+    from ultralytics.utils import ROOT
+
+    import yaml
+
+    names = yaml.safe_load((ROOT / "cfg" / "datasets" / "coco.yaml").read_text(encoding="utf-8"))["names"]
+    return yaml.safe_dump({int(key): value for key, value in names.items()})
+
+
+@torch.no_grad()
+def _write_detector_data(recipe: Recipe, folder: Path, names: dict[int, str]) -> Path:
+    """Renders in YOLO's layout; every second training picture has gone through the autoencoder."""
+    import yaml
+    from PIL import Image
+
+    root = folder / "detector-data"
+    index = {name: number for number, name in names.items()}
+    model = train_decoder(recipe, folder)
+    for split, count, offset in (("train", recipe.detector_scenes, 5_000_000), ("val", 400, 6_000_000)):
+        (root / "images" / split).mkdir(parents=True, exist_ok=True)
+        (root / "labels" / split).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            picture, boxes = world.render(world.sample_scene(offset + number, held_out=split == "val"))
+            if split == "train" and number % 2:
+                pixels = model.decode(model.encode(_pixels(np.asarray(picture)[None])).latent_dist.mean).sample[0]
+                picture = Image.fromarray(((pixels.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().numpy())
+            picture.save(root / "images" / split / f"{number:05d}.png")
+            lines = [
+                f"{index[world.BY_NAME[name].label]} {(x0 + x1) / 2 / world.SIZE:.5f} {(y0 + y1) / 2 / world.SIZE:.5f} "
+                f"{(x1 - x0) / world.SIZE:.5f} {(y1 - y0) / world.SIZE:.5f}"
+                for name, (x0, y0, x1, y1) in boxes
+            ]
+            (root / "labels" / split / f"{number:05d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path = root / "data.yaml"
+    path.write_text(yaml.safe_dump({"path": str(root.resolve()), "train": "images/train", "val": "images/val", "names": names}), encoding="utf-8")
+    return path
+
+
+def train_detector(recipe: Recipe, folder: Path) -> dict[str, torch.Tensor]:
+    """YOLOv5n by ultralytics' own trainer; the weights come back as a state dict."""
+    import yaml
+    from ultralytics import YOLO
+
+    final = folder / "detector.safetensors"
+    if final.is_file():
+        return load_file(final)
+    config = detector_config()
+    architecture = folder / "yolov5n.yaml"
+    architecture.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    runs = folder / "detector-runs"
+    model = YOLO(str(architecture), task="detect")
+    model.train(
+        data=str(_write_detector_data(recipe, folder, config["names"])), epochs=recipe.detector_epochs, imgsz=128, batch=32,
+        device="cpu", workers=0, optimizer="AdamW", lr0=2e-3, seed=recipe.seed, amp=False, plots=False, val=False, mosaic=0.5,
+        close_mosaic=5, fliplr=0.5, project=str(runs), name="train", exist_ok=True, verbose=False, pretrained=False,
+    )  # fmt: skip
+    state = {key: value.float().contiguous() for key, value in model.model.state_dict().items()}
+    save_file(state, final)
+    return state
+
+
+def write_card(recipe: Recipe, folder: Path, scores: dict[str, Any]) -> None:
+    """The measured scores and the recipe beside the weights."""
+    write_json_atomic(folder / "scores.json", {"recipe": asdict(recipe), "scores": scores})
+
+
+def read_scores(folder: Path) -> dict[str, Any]:
+    """What `write_card` wrote."""
+    return json.loads((folder / "scores.json").read_text(encoding="utf-8"))

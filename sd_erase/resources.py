@@ -1,0 +1,67 @@
+"""What a run finds outside its own folder: the prompt lists and detector cards that ship with sd-erase, and the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sd_erase.errors import UserError
+
+PACKAGE = Path(__file__).parent
+SUFFIXES = {"prompts": (".txt", ".csv"), "detectors": (".yaml", ".yml")}
+
+
+def packaged_folder(kind: str) -> Path:
+    """Where the copies of `kind` that ship with sd-erase lie: inside a wheel, or at the top of a checkout."""
+    inside = PACKAGE / "_data" / kind
+    return inside if inside.is_dir() else PACKAGE.parent / kind
+
+
+def names(kind: str) -> list[str]:
+    """The names that ship with sd-erase, in order."""
+    return sorted(path.stem for path in packaged_folder(kind).glob("*") if path.suffix in SUFFIXES[kind])
+
+
+def find(kind: str, name: str | Path) -> Path:
+    """The file behind `name`: a path of the user's own, then ``KIND/NAME`` in the working folder, then the shipped copy.
+
+    Args:
+        kind: "prompts" or "detectors".
+        name: a path, or a bundled name with or without its folder and suffix ("apple", "prompts/apple.txt").
+
+    Raises:
+        UserError: no such file; the bundled names are listed.
+    """
+    given = Path(name).expanduser()
+    if given.is_file():
+        return given
+    inner = Path(*given.parts[1:]) if given.parts[:1] == (kind,) else given
+    if not given.is_absolute():
+        for folder in (Path.cwd() / kind, packaged_folder(kind)):
+            for candidate in (inner, *(inner.with_name(inner.name + suffix) for suffix in SUFFIXES[kind] if inner.name)):
+                if (folder / candidate).is_file():
+                    return folder / candidate
+    what = "is a folder" if given.is_dir() else "does not exist"
+    raise UserError(
+        f"{kind.capitalize()} file {str(name)!r} {what}: pass the path of a file, or one of: {', '.join(names(kind)) or 'none'}."
+    )
+
+
+def device(name: str) -> Any:
+    """The `torch.device` of a configuration's device name.
+
+    Raises:
+        UserError: the name is unknown or this machine has no such device.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"Device {name!r} is unknown: pass auto, cpu, cuda or mps.") from error
+    missing_cuda = chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()
+    if missing_cuda or (chosen.type == "mps" and not torch.backends.mps.is_available()):
+        raise UserError(f"Device {name!r} is not available on this machine: pass --device cpu or --device auto.")
+    return chosen

@@ -1,0 +1,51 @@
+"""The stages of a run by name, and the one way to run one: with its record in run.json and nothing on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from sd_erase import catalog
+from sd_erase.config import RunConfig, dump
+from sd_erase.provenance import recorded
+from sd_erase.rundir import RunDir, write_text_atomic
+
+# name -> "module:function"; each is called with (config, run, progress), an export with (config, run)
+STAGES = {
+    "harvest": "sd_erase.pairs:harvest",
+    "train": "sd_erase.erasure.loop:train",
+    "generate": "sd_erase.images:generate",
+    "evaluate": "sd_erase.evaluation:evaluate",
+    "report": "sd_erase.report:build_report",
+}
+
+
+def write_config(config: RunConfig, run: RunDir) -> None:
+    """The resolved settings, into the run's config.yaml, atomically."""
+    write_text_atomic(run.config, dump(config))
+
+
+def run_stage(stage: str, config: RunConfig, run: RunDir, progress: Any = None) -> dict[str, Any]:
+    """Run one stage and return its result; ``export`` goes to the row of `catalog.EXPORTS` that the settings name."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    # the libraries' own messages belong on stderr: stdout holds the result only
+    with recorded(run, stage, config), contextlib.redirect_stdout(sys.stderr):
+        if stage == "export":
+            return catalog.resolve(catalog.EXPORTS, config.export.to, "Export format")(config, run)
+        return catalog.resolve(STAGES, stage, "Stage")(config, run, progress)
+
+
+def output_of(stage: str, run: RunDir, result: dict[str, Any]) -> Path:
+    """The path to show a user when `stage` is done."""
+    if stage == "export":
+        files = [Path(file["path"]) for file in result["files"]]
+        return files[0] if len(files) == 1 else files[0].parent
+    return {
+        "harvest": run.pairs,
+        "train": run.encoder,
+        "generate": run.images / "contact.png",
+        "evaluate": run.report / "evaluation.md",
+        "report": run.report / "report.html",
+    }[stage]

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sd_erase.config import RunConfig
+from sd_erase.errors import UserError
+from sd_erase.metrics.rates import row
+from sd_erase.report import build_report, judge_others, judge_target, percent
+from sd_erase.report.figures import CHART_HEIGHT, CHART_WIDTH, MOST_POINTS, curves
+from sd_erase.rundir import RunDir, write_jsonl_atomic
+
+VOID = {"meta", "img", "input", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Attributes of a page that would make a browser fetch something, its images, its text and whether its tags close."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.sources: list[str] = []
+        self.images: list[dict[str, Any]] = []
+        self.stack: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        self.sources += [value for name, value in attributes if name in {"src", "href", "srcset", "data"} and value]
+        self.ids += [value for name, value in attributes if name == "id" and value]
+        if tag == "img":
+            self.images.append(given)
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.stack or self.stack[-1] != "style":
+            self.text += f"{data} "
+
+
+def page_of(settings: RunConfig, run: RunDir) -> Page:
+    build_report(settings, run)
+    page = Page((run.report / "report.html").read_text(encoding="utf-8"))
+    assert page.stack == []
+    return page
+
+
+def test_the_page_stands_alone(settings: RunConfig, evaluated: RunDir) -> None:
+    page = page_of(settings, evaluated)
+    assert page.sources and all(source.startswith("data:image/") for source in page.sources)
+    text = (evaluated.report / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in text and "@import" not in text and "url(" not in text
+    assert not re.search(r"\{\{|\{%|Undefined", text)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_the_page_answers_the_three_questions(settings: RunConfig, evaluated: RunDir) -> None:
+    text = " ".join(page_of(settings, evaluated).text.split())
+    assert "Is it really gone? Yes, for these prompts bicycle: 98% → 2%" in text
+    assert "What did it break? Something, see below" in text
+    assert "cat (100% to 80%)" in text
+    assert "bus 0 → 7" in text
+    assert "Run sd-erase export --to comfyui" in text
+    assert "In its place something" in text
+    assert "has no label for kite" in text
+
+
+def test_images_are_embedded_sharply_described_and_escaped(settings: RunConfig, evaluated: RunDir) -> None:
+    page = page_of(settings, evaluated)
+    assert len(page.images) == 4  # the first seed of each of two prompts
+    picture = Image.open(io.BytesIO(base64.b64decode(page.images[0]["src"].split(",")[1])))
+    assert (picture.size, picture.getpixel((0, 0))) == ((64, 64), (200, 30, 30))
+    assert page.images[0]["class"] == "sharp"
+    assert "a bike and a <cat> & a bus" in page.images[2]["alt"]
+    assert "<mark>bike</mark>" in (evaluated.report / "report.html").read_text(encoding="utf-8")
+
+
+def test_large_images_are_made_small(settings: RunConfig, evaluated: RunDir) -> None:
+    for path in evaluated.images.glob("*/*.png"):
+        Image.effect_noise((512, 384), 50).convert("RGB").save(path)
+    page = page_of(settings, evaluated)
+    picture = Image.open(io.BytesIO(base64.b64decode(page.images[0]["src"].split(",")[1])))
+    assert (picture.format, picture.size) == ("JPEG", (320, 240))
+    assert page.images[0]["width"] == "512"  # the detector's boxes are in the image's own pixels
+
+
+def test_a_run_that_is_only_trained_says_what_to_run(settings: RunConfig, run: RunDir) -> None:
+    result = build_report(settings, run)
+    assert result["gone"] == "Not measured yet"
+    assert "sd-erase generate" in result["warnings"][0]
+    run.reopen("train")
+    with pytest.raises(UserError, match="run `sd-erase train` first"):
+        build_report(settings, run)
+
+
+def test_an_evaluation_of_older_images_is_not_shown(settings: RunConfig, evaluated: RunDir) -> None:
+    os.utime(evaluated.manifest("evaluate"), (1, 1))
+    result = build_report(settings, evaluated)
+    assert result["gone"] == "Not measured yet"
+    assert any("older than the images" in warning for warning in result["warnings"])
+
+
+def test_the_summary_is_machine_readable(settings: RunConfig, evaluated: RunDir) -> None:
+    result = build_report(settings, evaluated)
+    summary = json.loads((evaluated.report / "report.json").read_text())
+    assert summary["pairs_shown"] == 2
+    assert summary["rows"][0]["erased"]["count"] == 2
+    assert evaluated.read_manifest("report") == result
+
+
+def test_exported_files_are_listed(settings: RunConfig, evaluated: RunDir) -> None:
+    from sd_erase.export.text_encoder import export
+
+    export(settings, evaluated)
+    assert "bicycle-pocket-text_encoder-fp16.safetensors" in page_of(settings, evaluated).text
+
+
+def judged(role: str, before: int, after: int, n: int) -> dict[str, Any]:
+    line = row("x", role, [number < before for number in range(n)], [number < after for number in range(n)])
+    return (judge_target if role == "target" else judge_others)({"rows": [line]})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "n", "answer"),
+    [
+        (100, 0, 100, "Yes, for these prompts"),
+        (10, 0, 10, "It looks so, but 10 images are few"),
+        (100, 10, 100, "Mostly, not fully"),
+        (100, 50, 100, "Only in part"),
+        (100, 95, 100, "No"),
+        (5, 0, 100, "Cannot be told: the original model hardly shows it"),
+    ],
+)
+def test_whether_it_is_gone(before: int, after: int, n: int, answer: str) -> None:
+    assert judged("target", before, after, n)["answer"] == answer
+
+
+@pytest.mark.parametrize(
+    ("after", "answer"), [(100, "Little that the detector sees"), (96, "Little"), (85, "Something"), (40, "A lot")]
+)
+def test_what_it_broke(after: int, answer: str) -> None:
+    assert judged("others", 100, after, 100)["answer"].startswith(answer)
+
+
+def test_percentages() -> None:
+    shares = (0.0, 0.005, 0.5, 0.123, 0.996, 1.0, None)
+    assert [percent(share) for share in shares] == [
+        "0%",
+        "0.5%",
+        "50%",
+        "12%",
+        "99.6%",
+        "100%",
+        "–",
+    ]
+
+
+def test_curves_span_their_box_and_are_thinned(tmp_path: Any) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": step, "split": "train", "loss": float(step), "terms": {"a_b": 1.0}} for step in range(1000)]
+    write_jsonl_atomic(path, [*rows, {"step": 5, "split": "train", "loss": float("nan"), "terms": {}}])
+    loss, term = curves(path, 999)
+    points = [tuple(map(float, point.split(","))) for point in loss["lines"][0]["points"].split()]
+    assert len(points) <= MOST_POINTS
+    assert points[0][0] < 2 and points[-1][0] > CHART_WIDTH - 2
+    assert points[0][1] > CHART_HEIGHT - 2 and points[-1][1] < 2
+    assert (loss["best"], term["title"]) == (CHART_WIDTH, "a b")
+    assert curves(tmp_path / "none", None) == []
