@@ -121,7 +121,7 @@ def _load_partner(base: Base, text: Any) -> tuple[Any, Any]:
         config = CLIPConfig.from_pretrained(folder)
         clip = CLIPModel(config)
         state = {key: value.float() for key, value in load_state(folder / "model.safetensors").items()}
-        state |= {PREFIX + key: value for key, value in text.state_dict().items()}
+        state |= prefixed(text.state_dict())
         clip.load_state_dict(state)
         return clip, CLIPImageProcessor.from_pretrained(folder)
     with loading(base.clip_partner):
@@ -220,7 +220,7 @@ def cached_image_embeddings(towers: Towers, paths: Sequence[str], cache: Path, a
         cache.parent.mkdir(parents=True, exist_ok=True)
         save_file({"embeddings": table}, cache)
         listing.write_text(json.dumps(wanted), encoding="utf-8")
-    return dict(zip(wanted, table))
+    return dict(zip(wanted, table, strict=True))
 
 
 def choose_anchor(towers: Towers, phrase: str) -> str:

@@ -52,6 +52,11 @@ _FUNCTION_WORDS = (
     "rests resting looks looking goes going walks walking runs running plays playing works working talks talking holds holding "
     "watches watching cut sliced peeled"
 )  # fmt: skip
+_SINGULAR_ENDS = ("us", "is", "ss", "gas", "lens", "canvas", "atlas", "bias", "christmas", "cosmos", "rhinoceros")
+_PLURALS = (  # of the words that end so
+    "menus gnus emus gurus tutus bayous caribous haikus tofus skis waterskis jetskis taxis bikinis kiwis zucchinis tsunamis saris "
+    "safaris martinis khakis rabbis yetis salamis paninis tiramisus"
+)
 _GAP = r"[\s\-\u2010-\u2015]+"
 _LEFT, _RIGHT = r"(?<!\w)", r"(?!\w)"
 
@@ -272,10 +277,12 @@ def _numbers(phrase: str) -> tuple[str, str]:
 
 def _inflected(phrase: str) -> tuple[str, str]:
     inflector = _inflector()
-    single = inflector.singular_noun(phrase)
-    if single and inflector.plural_noun(single) == phrase:  # guards against "bus" -> "bu"
+    last = phrase.split()[-1]
+    singular = last.endswith(_SINGULAR_ENDS) and last not in _PLURALS.split()  # inflect takes "bus" for two "bu"
+    single = None if singular else inflector.singular_noun(phrase)
+    if single and inflector.plural_noun(single) == phrase:
         return str(single), phrase
-    return phrase, str(inflector.plural_noun(phrase))
+    return phrase, str(inflector.plural_noun(phrase)).lower()  # inflect has "747S" of "747"
 
 
 def inflections(phrase: str) -> tuple[str, ...]:
@@ -320,8 +327,8 @@ def _from_card(values: dict[str, Any], where: str) -> Concept:
         items = [value] if isinstance(value, str) else value or []
         if not isinstance(items, list) or not all(isinstance(item, str) and TOKEN.search(item) for item in items):
             raise UserError(f"{where}: {key} must be a list of words, not {value!r} (quote words such as \"no\").")
-        lists[key] = tuple(item.strip() for item in items)
-    name = _normal_name(values.get("name") or "")
+        lists[key] = tuple(" ".join(item.replace("\u2019", "'").split()) for item in items)  # captions are folded likewise
+    name = _normal_name((values.get("name") or "").replace("\u2019", "'"))
     if not TOKEN.search(name):
         raise UserError(f"{where} has no name: add `name: ...`.")
     kind = values.get("kind", "object")
@@ -336,8 +343,11 @@ def _from_card(values: dict[str, Any], where: str) -> Concept:
     words = tuple(word.lower() for word in lists.get("words", ())) or spread([name])
     synonyms = spread(lists.get("synonyms", _NUDITY_WORDS if kind == "nudity" else ()))
     for entry in lists.get("spared", ()):
-        if entry.count("{") != entry.count("}") or entry.count("+") > 1 or entry.strip().startswith("+"):
+        if entry.count("{") != entry.count("}") or entry.count("+") > 1 or entry.startswith("+") or entry.endswith("+"):
             raise UserError(f"{where}: spared phrase {entry!r} has an unmatched brace or a misplaced +: write `word + {{other|words}}`.")
+    for template in lists.get("templates", ()):
+        if template.count("{}") != 1 or re.search("[{}]", template.replace("{}", "")):
+            raise UserError(f"{where}: template {template!r} must hold {{}} once: write `a photo of a {{}}`.")
     return Concept(
         name=name,
         kind=kind,
@@ -357,7 +367,7 @@ def _read_yaml(path: Path) -> Any:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same loader in C: 80 cards in a tenth of the time
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:  # ValueError: no UTF-8, or a date as 2020-13-45
         raise UserError(f"Concept file {path} cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 

@@ -197,11 +197,20 @@ def _stream(config: RunConfig, base: bases.Base, run: RunDir, wanted: Collection
 
 def _inputs(config: RunConfig, base: bases.Base, selected: list[Concept]) -> str:
     """What the pairs depend on."""
-    _, _, path = config.harvest.dataset.partition(":")
-    location = Path(path).expanduser()
-    status = location.stat() if path and location.exists() else None
-    files = [status.st_size, status.st_mtime_ns] if status else []
+    reader, _, path = config.harvest.dataset.partition(":")
+    # the pocket's scenes are written by the first harvest itself, always the same
+    files = _stamps(Path(path).expanduser()) if path and reader != "pocket" else []
     return fingerprint(to_dict(config.harvest), [concept.to_dict() for concept in selected], config.seed, base.source, files)
+
+
+def _stamps(location: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of a file, or of a folder's files: a folder itself does not change when a file in it does."""
+    if location.is_dir():
+        with os.scandir(location) as entries:
+            files = sorted((entry.name, entry.stat()) for entry in entries if entry.is_file())
+    else:
+        files = [(location.name, location.stat())] if location.exists() else []
+    return [(name, status.st_size, status.st_mtime_ns) for name, status in files]
 
 
 def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) -> dict[str, Any]:
@@ -402,14 +411,14 @@ def _take_out(config: RunConfig, base: bases.Base, run: RunDir, samples: Iterabl
             pass
 
 
-def _fill(quota: int, samples: list[list[_Candidate]], images: _Images, taken: set[str]) -> list[_Candidate]:
-    """Up to `quota` candidates, one from each sample in turn, so that small strata are not drowned; 0 takes all."""
+def _fill(quota: int | None, samples: list[list[_Candidate]], images: _Images, taken: set[str]) -> list[_Candidate]:
+    """Up to `quota` candidates, one from each sample in turn, so that small strata are not drowned; None takes all."""
     iterators = [iter(sample) for sample in samples]
     chosen: list[_Candidate] = []
-    while iterators and (not quota or len(chosen) < quota):
+    while iterators and (quota is None or len(chosen) < quota):
         alive = []
         for iterator in iterators:
-            if quota and len(chosen) >= quota:
+            if quota is not None and len(chosen) >= quota:
                 break
             candidate = next((one for one in iterator if one.caption.key not in taken and images.usable(one.caption)), None)
             if candidate is not None:
@@ -421,12 +430,13 @@ def _fill(quota: int, samples: list[list[_Candidate]], images: _Images, taken: s
 
 
 def _by_split(
-    config: RunConfig, limit: int, samples: dict[str, list[list[_Candidate]]], images: _Images, taken: set[str]
+    config: RunConfig, limit: int | None, samples: dict[str, list[list[_Candidate]]], images: _Images, taken: set[str]
 ) -> list[_Candidate]:
-    """Up to `limit` candidates: with own splits, `train_share` of them from train, as far as both have enough."""
-    if set(samples) <= {""} or not limit:
+    """Up to `limit` candidates (None: all): with own splits, `train_share` of them from train, as far as both have enough."""
+    if set(samples) <= {""} or limit is None:
         return _fill(limit, [sample for split in sorted(samples) for sample in samples[split]], images, taken)
-    validation = _fill(max(1, limit - round(limit * config.harvest.train_share)), samples.get("validation", []), images, taken)
+    held_out = min(limit, max(1, limit - round(limit * config.harvest.train_share)))
+    validation = _fill(held_out, samples.get("validation", []), images, taken)
     return _fill(limit - len(validation), samples.get("train", []) + samples.get("", []), images, taken) + validation
 
 
@@ -443,7 +453,7 @@ def _choose_forget(
         for (name, split), sample in sorted(samples.items(), key=lambda item: item[0]):
             if name == concept.name:
                 of_split.setdefault(split if own_splits else "", []).append(sample.ordered())
-        chosen += _by_split(config, config.harvest.max_forget, of_split, images, taken)
+        chosen += _by_split(config, config.harvest.max_forget or None, of_split, images, taken)
     return chosen
 
 
@@ -459,7 +469,8 @@ def _choose_retain(config: RunConfig, samples: dict[tuple[str, str, str], _Sampl
         return found
 
     if not limit:
-        return [one for kind in ("spared", "neighbour", "object") for one in _by_split(config, 0, of_kind(kind), images, taken)]
+        kinds = ("spared", "neighbour", "object")
+        return [one for kind in kinds for one in _by_split(config, None, of_kind(kind), images, taken)]
     chosen = _by_split(config, round(limit * SPARED_SHARE), of_kind("spared"), images, taken)
     chosen += _by_split(config, round(limit * NEIGHBOUR_SHARE), of_kind("neighbour"), images, taken)
     for kind in ("object", "neighbour", "spared"):  # what one kind lacks, the next one fills
@@ -548,6 +559,8 @@ def _no_match(concept: Concept, captions: Iterable[Caption], dataset: str) -> Us
     """The error for a concept that no caption names, with the nearest words that the data set does have."""
     vocabulary: Counter[str] = Counter()
     for caption in captions:
+        if caption.split in _HELD_OUT:
+            continue
         vocabulary.update(token for token in TOKEN.findall(caption.text.lower()) if len(token) > 2)
     # of a very long list, the common words
     words = [word for word, _ in vocabulary.most_common(50_000)]
@@ -555,7 +568,8 @@ def _no_match(concept: Concept, captions: Iterable[Caption], dataset: str) -> Us
     for part in TOKEN.findall(concept.name):
         near += [word for word in difflib.get_close_matches(part, words, n=4, cutoff=0.6) if word not in near]
     hint = f"the nearest words it has are {', '.join(near)}" if near else "it has no word like it"
-    spared = f" apart from senses that its card spares ({', '.join(concept.spared[:2])} ...)" if any(w in vocabulary for w in concept.words) else ""
+    only_spared = concept.spared and any(word in vocabulary for word in concept.words)
+    spared = f" apart from senses that its card spares ({', '.join(concept.spared[:2])} ...)" if only_spared else ""
     return UserError(
         f"Concept {concept.name!r} is named by no caption of {dataset}{spared}; {hint}: pass one of them, or a concept file with synonyms."
     )

@@ -75,11 +75,14 @@ def reading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8.") from error
+        # the position is of no use: it counts from the start of a block
+        byte = error.object[error.start : error.start + 1]
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} {byte!r}): save it as UTF-8.") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is truncated or no gzip file ({error}): download it again.") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}): check the file.") from error
+        why = " ".join(str(error.strerror or error).split())[:120]  # pyarrow's reach over several lines
+        raise UserError(f"{path} cannot be read ({why}): check the file.") from error
 
 
 def lines(path: Path) -> Iterator[str]:
@@ -98,7 +101,8 @@ def image_inside(folder: Path, name: str, source: Path) -> str:
         UserError: the name leads out of the folder.
     """
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    if not name or "\0" in name or posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts):
+    leaves = posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts)
+    if leaves or not posix.name or "\0" in name:
         raise UserError(f"{source} names an image outside its folder ({name[:80]!r}): remove that row, the file is not safe.")
     return str(folder.absolute() / name)
 
@@ -125,10 +129,17 @@ def find_file(path: Path, names: Iterable[str], what: str) -> Path:
 
 
 def require_some(captions: Iterator[Caption], path: Path, shape: str) -> Iterator[Caption]:
-    """`captions`, or a `UserError` that tells the expected shape where there is none."""
+    """`captions`, or a `UserError` that tells the expected shape where there is none, or where a caption is no text.
+
+    JSON's escapes (``\\ud800``) and file names can hold half a character, which no file can be written with.
+    """
     empty = True
     for caption in captions:
         empty = False
+        try:
+            f"{caption.key}{caption.image}{caption.text}{caption.split}".encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{path} holds text that is not Unicode (at {caption.key[:80]!r}): save it as UTF-8.") from error
         yield caption
     if empty:
         raise UserError(f"{path} holds no caption: expected {shape}.")
@@ -179,6 +190,12 @@ def parquet_columns(path: Path) -> list[str]:
             raise UserError(f"{path} is no parquet file ({' '.join(str(error).split())[:120]}): download it again.") from error
 
 
+def image_bytes(value: Any) -> bytes | None:
+    """The file that a parquet cell holds: the hub's ``{"bytes": ..., "path": ...}``, or the bytes alone."""
+    content = value.get("bytes") if isinstance(value, dict) else value
+    return content if isinstance(content, bytes) else None
+
+
 def split_of_name(path: Path) -> str | None:
     """The split that a shard's name tells, as the hub writes them: ``train-00000-of-00005.parquet``."""
     stem = path.name.split("-")[0].split(".")[0].lower()
@@ -188,9 +205,12 @@ def split_of_name(path: Path) -> str | None:
 def take_out(folder: Path, name: str, content: bytes | None, source: Path) -> str:
     """Write an archive's image to ``folder/name`` (once) where `content` is given; its path either way."""
     target = Path(image_inside(folder, name, source))
-    if content is not None and not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.part")
-        temporary.write_bytes(content)
-        temporary.replace(target)
+    try:
+        if content is not None and not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.part")
+            temporary.write_bytes(content)
+            temporary.replace(target)
+    except OSError as error:  # the disk is full, or the archive's names are too long or name a file and a folder alike
+        raise UserError(f"{target} of {source} cannot be written ({error.strerror or error}).") from error
     return str(target)

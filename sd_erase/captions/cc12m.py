@@ -49,8 +49,10 @@ def _rows(file: Path) -> Iterator[Caption]:
 def _shards(shards: list[Path], folder: Path | None, wanted: Collection[str] | None) -> Iterator[Caption]:
     import tarfile
 
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
+    try:
+        from webdataset.tariterators import group_by_keys, tar_file_expander
+    except ImportError as error:
+        raise UserError(f"Reading the shard {shards[0]} needs webdataset: run `pip install 'sd-erase[webdataset]'`.") from error
     for shard in shards:
         try:
             with shard.open("rb") as stream:
@@ -83,6 +85,6 @@ def _caption_of(sample: dict[str, Any]) -> str:
         return sample["txt"].decode("utf-8", errors="replace").strip()
     try:
         values = json.loads(sample.get("json", b"{}"))
-    except ValueError:  # one unreadable sample in twelve million is skipped
+    except (ValueError, RecursionError):  # one unreadable sample in twelve million is skipped
         return ""
     return str(values.get("caption") or "").strip() if isinstance(values, dict) else ""

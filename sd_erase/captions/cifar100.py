@@ -8,7 +8,17 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from sd_erase.captions import Caption, parquet_columns, parquet_files, parquet_rows, reading, require_some, split_of_name, take_out
+from sd_erase.captions import (
+    Caption,
+    image_bytes,
+    parquet_columns,
+    parquet_files,
+    parquet_rows,
+    reading,
+    require_some,
+    split_of_name,
+    take_out,
+)
 from sd_erase.errors import UserError
 
 TEMPLATES = ("a photo of a {}", "a blurry photo of a {}", "a small picture of the {}", "a close-up photo of a {}", "a photo of the {}")
@@ -27,9 +37,9 @@ class _SafeUnpickler(pickle.Unpickler):
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         import numpy
-        from numpy._core.multiarray import _reconstruct
 
-        return {"_reconstruct": _reconstruct, "ndarray": numpy.ndarray, "dtype": numpy.dtype}[name]
+        # numpy 1 and 2 keep the function in modules of different names: an array tells its own
+        return {"_reconstruct": numpy.ndarray(0).__reduce__()[0], "ndarray": numpy.ndarray, "dtype": numpy.dtype}[name]
 
 
 def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -70,7 +80,10 @@ def _pickles(path: Path, folder: Path | None, wanted: Collection[str] | None) ->
     root = root / "cifar-100-python" if (root / "cifar-100-python").is_dir() else root
     if not (root / "meta").is_file():
         raise UserError(f"{root} holds no CIFAR-100 file meta: pass the folder cifar-100-python (unpacked), with train, test and meta.")
-    labels = [name.decode() if isinstance(name, bytes) else str(name) for name in _load(root / "meta").get(b"fine_label_names", [])]
+    try:
+        labels = [name.decode() if isinstance(name, bytes) else str(name) for name in _load(root / "meta")[b"fine_label_names"]]
+    except (KeyError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"{root / 'meta'} does not name CIFAR-100's classes ({error}): download it again.") from error
     for split in ("train", "test"):
         file = root / split
         if not file.is_file():
@@ -122,6 +135,9 @@ def _parquet(shards: list[Path], folder: Path | None, wanted: Collection[str] | 
             key = f"{name}#0"
             image = None
             if image_column and folder is not None:
-                content = row[image_column]["bytes"] if wanted is not None and key in wanted else None
+                content = image_bytes(row[image_column]) if wanted is not None and key in wanted else None
                 image = take_out(folder / "images", name, content, shard)
-            yield Caption(key, image, _caption(labels[row["fine_label"]], position), split_of_name(shard))
+            number = row["fine_label"]
+            if not isinstance(number, int) or not 0 <= number < len(labels):
+                raise UserError(f"{shard}, row {position}: class {number!r} is none of its {len(labels)}: download it again.")
+            yield Caption(key, image, _caption(str(labels[number]), position), split_of_name(shard))

@@ -27,17 +27,17 @@ def read(path: Path, folder: Path | None = None, wanted: Collection[str] | None 
     names: dict[int, str] = {}
     for row in json_items(file, "images.item"):
         try:
-            names[row["id"]] = row["file_name"]
+            names[row["id"]] = row["file_name"] + ""  # a TypeError where it is no text
         except (TypeError, KeyError) as error:
-            raise UserError(f"{file} is no COCO file (an image without {error}): pass captions_train2017.json or alike.") from error
+            raise UserError(f"{file} is no COCO file (a bad image: {error}): pass captions_train2017.json or alike.") from error
 
     def captions() -> Iterator[Caption]:
         for row in json_items(file, "annotations.item"):
             try:
                 number, identifier, text = row["id"], row["image_id"], row["caption"].strip()
+                name = names.get(identifier)
             except (TypeError, KeyError, AttributeError) as error:
-                raise UserError(f"{file} holds no captions (an annotation without {error}): pass captions_*.json.") from error
-            name = names.get(identifier)
+                raise UserError(f"{file} holds no captions (a bad annotation: {error}): pass captions_*.json.") from error
             if name is None:
                 raise UserError(f"{file} has a caption of image {identifier}, which it does not list: download it again.")
             if text:

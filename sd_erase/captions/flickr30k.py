@@ -10,6 +10,7 @@ from typing import Any
 from sd_erase.captions import (
     Caption,
     find_file,
+    image_bytes,
     image_folder,
     image_inside,
     json_items,
@@ -77,14 +78,14 @@ def _karpathy(file: Path, images: Path | None) -> Iterator[Caption]:
     splits = {"restval": "train"}
     for row in json_items(file, "images.item"):
         try:
-            name, split = row["filename"], row.get("split")
+            name, split = str(row["filename"]), str(row.get("split") or "") or None
             texts = [sentence["raw"].strip() for sentence in row["sentences"]]
         except (TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{file} is not Karpathy's form (an image without {error}): pass dataset_flickr30k.json.") from error
-        image = image_inside(images, str(name), file) if images else None
+        image = image_inside(images, name, file) if images else None
         for number, text in enumerate(texts):
             if text:
-                yield Caption(f"{name}#{number}", image, text, splits.get(split, split))
+                yield Caption(f"{name}#{number}", image, text, splits.get(split or "", split))
 
 
 def _results(file: Path, images: Path | None) -> Iterator[Caption]:
@@ -119,27 +120,24 @@ def _parquet(shards: list[Path], folder: Path | None, wanted: Collection[str] | 
         for position, row in enumerate(parquet_rows(shard, columns, image_column, wanted is not None)):
             name = str(row[name_column]) if name_column and row[name_column] else f"{shard.stem}-{position:06d}.jpg"
             name = name if "." in name else f"{name}.jpg"
-            split = row.get("split") or split_of_name(shard)
+            split = str(row.get("split") or split_of_name(shard) or "") or None
             texts = _texts(row[text_column])
             keys = [f"{name}#{number}" for number in range(len(texts))]
             image = None
             if image_column and folder is not None:
                 content = row.get("image") if wanted is not None and not set(keys).isdisjoint(wanted) else None
-                image = take_out(folder / "images", name, _image_bytes(content), shard)
+                image = take_out(folder / "images", name, image_bytes(content), shard)
             for key, text in zip(keys, texts, strict=True):
                 if text:
-                    yield Caption(key, image, text, {"restval": "train"}.get(split, split))
+                    yield Caption(key, image, text, {"restval": "train"}.get(split or "", split))
 
 
 def _texts(value: Any) -> list[str]:
     if isinstance(value, str) and value.startswith("["):  # the hub's csv-born copies hold the list as text
         try:
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # the last two: brackets nested without end
             value = [value]
     items = value if isinstance(value, (list, tuple)) else [value]
     return [str(item.get("raw", "") if isinstance(item, dict) else item or "").strip() for item in items]
 
-
-def _image_bytes(value: Any) -> bytes | None:
-    return value.get("bytes") if isinstance(value, dict) else value if isinstance(value, bytes) else None

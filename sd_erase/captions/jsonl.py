@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def _captions(file: Path) -> Iterator[Caption]:
         image = next((row[name] for name in _IMAGE if row.get(name)), None)
         if image is not None and not isinstance(image, str):
             raise UserError(f"{file}, line {number}: the image must be a path relative to the file.")
-        name = str(row.get("key") or image or f"{number:09d}")
+        # lines about one image must share its name, or one of them could forget what another retains
+        name = posixpath.normpath(image) if image else str(row.get("key") or f"{number:09d}")
         split = row.get("split")
         for position, text in enumerate(texts):
             if text.strip():

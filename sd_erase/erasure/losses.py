@@ -24,9 +24,8 @@ def retention(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) ->
         images, texts: normalised embeddings [pairs, dimensions].
         scale: the inverse temperature, a scalar.
     """
-    from torch.nn.functional import cross_entropy
-
     import torch
+    from torch.nn.functional import cross_entropy
 
     logits = scale * images @ texts.T
     target = torch.arange(len(logits), device=logits.device)

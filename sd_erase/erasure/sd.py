@@ -32,16 +32,32 @@ class Redirect:
     target_spans: tuple[tuple[int, int], ...]  # characters of `target`
 
 
+_ARTICLE = re.compile(r"\b(an?|the)\s+$", re.IGNORECASE)
+
+
 def redirect(caption: str, spans: list[tuple[int, int]], anchor: str) -> Redirect:
-    """`caption` with every span replaced by `anchor` ("" removes it)."""
-    pieces, target_spans, end, length = [], [], 0, 0
+    """`caption` with every span replaced by `anchor` ("" removes it); an article that no longer fits joins the span.
+
+    "a bicycle" becomes "an object", "the bicycle" becomes "the object"; without an anchor the article goes too.
+    """
+    own_article = re.match(r"(an?|the)\s", anchor) is not None
+    pieces, own_spans, target_spans, end, length = [], [], [], 0, 0
     for start, stop in spans:
-        pieces += [caption[end:start], anchor]
+        word = anchor
+        article = _ARTICLE.search(caption, end, start)
+        if article is not None:
+            fitting = "an" if anchor[:1].lower() in tuple("aeiou") else "a"
+            if own_article or not anchor:
+                start = article.start()
+            elif article[1].lower() not in ("the", fitting):
+                start, word = article.start(), f"{fitting} {anchor}"
+        pieces += [caption[end:start], word]
         length += start - end
-        target_spans.append((length, length + len(anchor)))
-        length += len(anchor)
+        own_spans.append((start, stop))
+        target_spans.append((length, length + len(word)))
+        length += len(word)
         end = stop
-    return Redirect(caption, "".join([*pieces, caption[end:]]), tuple(spans), tuple(target_spans))
+    return Redirect(caption, "".join([*pieces, caption[end:]]), tuple(own_spans), tuple(target_spans))
 
 
 def alignment(tokenizer: Any, pair: Redirect, positions: int) -> list[int]:
@@ -51,7 +67,7 @@ def alignment(tokenizer: Any, pair: Redirect, positions: int) -> list[int]:
     is shorter; with an empty anchor they map to the token before. Padding maps to padding.
     """
 
-    def tokens_of(text: str, spans: tuple[tuple[int, int], ...]) -> tuple[list[list[int]], int]:
+    def tokens_of(text: str, spans: tuple[tuple[int, int], ...]) -> list[list[int]]:
         encoded = tokenizer(text, truncation=False, return_offsets_mapping=True, verbose=False)
         groups: list[list[int]] = [[] for _ in spans]
         offsets = encoded["offset_mapping"]
@@ -59,10 +75,10 @@ def alignment(tokenizer: Any, pair: Redirect, positions: int) -> list[int]:
             for number, (left, right) in enumerate(spans):
                 if start < right and stop > left:
                     groups[number].append(position)
-        return groups, len(offsets)
+        return groups
 
-    groups, length = tokens_of(pair.caption, pair.spans)
-    target_groups, target_length = tokens_of(pair.target, pair.target_spans)
+    groups = tokens_of(pair.caption, pair.spans)
+    target_groups = tokens_of(pair.target, pair.target_spans)
     mapping, shift = [], 0
     inside = {position: number for number, group in enumerate(groups) for position in group}
     for position in range(positions):
@@ -76,7 +92,6 @@ def alignment(tokenizer: Any, pair: Redirect, positions: int) -> list[int]:
         mapping.append(target_group[min(place, len(target_group) - 1)] if target_group else max(0, start - 1))
         if position == group[-1]:
             shift += len(target_group) - len(group)
-    del length, target_length
     return [min(max(value, 0), positions - 1) for value in mapping]
 
 
@@ -167,9 +182,9 @@ class StableDiffusionErasure:
         terms = {
             "redirect": sum(
                 relative_error(state[: len(moved)], target.gather(1, index[..., None].expand_as(target)))
-                for state, target in zip(states, targets)
+                for state, target in zip(states, targets, strict=True)
             ) / len(layers),
-            "preserve": sum(relative_error(state[len(moved) :], original) for state, original in zip(states, originals)) / len(layers),
+            "preserve": sum(relative_error(state[len(moved) :], original) for state, original in zip(states, originals, strict=True)) / len(layers),
         }  # fmt: skip
         if batch.forget_images is not None:
             forget_ids = towers.tokens([pair.caption for pair in batch.forget])

@@ -13,20 +13,22 @@ def main() -> None:
     """The embedded world and its weights."""
 
 
+PACK = Path(__file__).parent / "weights"
 STEPS = ("data", "clip", "vae", "latents", "decoder", "unet", "detector", "pack", "scores")
 
 
 @main.command()
 @click.option("--work", type=click.Path(path_type=Path), default=Path("outputs/pocket-build"), show_default=True, help="Where checkpoints and the log go.")
 @click.option("--step", "steps", multiple=True, type=click.Choice(STEPS), help="Only these steps (default: all).")
-@click.option("--target", type=click.Path(path_type=Path), default=None, help="Where the finished pack goes (default: the package's own).")
+@click.option("--target", type=click.Path(path_type=Path), default=PACK, help="Where the finished pack goes (default: the package's own).")
 @click.option("--set", "settings", multiple=True, metavar="NAME=NUMBER", help="Replace a number of the recipe, as unet_steps=2000.")
-def build(work: Path, steps: tuple[str, ...], target: Path | None, settings: tuple[str, ...]) -> None:
+def build(work: Path, steps: tuple[str, ...], target: Path, settings: tuple[str, ...]) -> None:
     """Train every component from seeds; finished steps are skipped, an interrupted one resumes.
 
     Example: python -m sd_erase.pocket build --step clip
     """
     import dataclasses
+    import functools
 
     import torch
 
@@ -47,10 +49,25 @@ def build(work: Path, steps: tuple[str, ...], target: Path | None, settings: tup
     actions = {
         "data": builder.data, "clip": builder.train_clip, "vae": builder.train_vae, "latents": builder.encode_latents,
         "decoder": builder.train_decoder, "unet": builder.train_unet, "detector": builder.train_detector,
+        "pack": functools.partial(builder.pack, target=target), "scores": functools.partial(builder.scores, target=target),
     }  # fmt: skip
     for step in steps or STEPS:
         logging.info("step %s", step)
         actions[step](recipe, work)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--scenes", type=click.IntRange(min=1), default=3000, show_default=True, help="How many images.")
+def render(folder: Path, scenes: int) -> None:
+    """Write the world's scenes as a data set in Flickr30K's layout: flickr30k-images/ and results_20130124.token.
+
+    Example: python -m sd_erase.pocket render outputs/pocket-flickr30k
+    """
+    from sd_erase.captions.pocket import render as library
+    from sd_erase.progress import RichProgress
+
+    click.echo(library(folder, scenes, progress=RichProgress()))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ runs them all; two processes may run independent steps side by side (`--step cli
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sd_erase.checkpoint import load_checkpoint, save_checkpoint
 from sd_erase.pocket import world
-from sd_erase.rundir import write_json_atomic
+from sd_erase.rundir import write_json_atomic, write_text_atomic
 
 log = logging.getLogger("sd_erase.pocket")
 TOKENIZER = Path(__file__).parent / "weights" / "tokenizer"
@@ -34,10 +34,10 @@ class Recipe:
 
     seed: int = 0
     scenes: int = 40_960
-    clip_steps: int = 900
+    clip_steps: int = 1_000
     vae_steps: int = 2_400
     decoder_steps: int = 1_200
-    unet_steps: int = 2_200
+    unet_steps: int = 7_000
     unet_batch: int = 32
     detector_scenes: int = 2_000
     detector_epochs: int = 8
@@ -62,7 +62,6 @@ def fit(
     warmup: int = 100,
     weight_decay: float = 0.01,
     ema_decay: float = 0.0,
-    parameters: Iterable[nn.Parameter] | None = None,
     checkpoint_every: int = 250,
 ) -> dict[str, torch.Tensor]:
     """Train `model` with AdamW under a cosine schedule, with resumable safetensors checkpoints and a log.
@@ -73,20 +72,14 @@ def fit(
     final = folder / f"{name}.safetensors"
     if final.is_file():
         return load_file(final)
-    trained = list(parameters) if parameters is not None else list(model.parameters())
+    trained = list(model.parameters())
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
-    names = [key for key, value in model.named_parameters() if any(value is item for item in trained)]
     average = {key: value.detach().clone() for key, value in model.state_dict().items()} if ema_decay else {}
     checkpoint, start = folder / f"{name}.checkpoint.safetensors", 0
     if checkpoint.is_file():
-        saved = load_file(checkpoint)
-        start = int(saved["step"])
-        model.load_state_dict({key[6:]: value for key, value in saved.items() if key.startswith("model.")})
-        average = {key[4:]: value for key, value in saved.items() if key.startswith("ema.")}
-        optimizer.load_state_dict({
-            "state": {i: {part: saved[f"optimizer.{key}.{part}"] for part in ("step", "exp_avg", "exp_avg_sq")} for i, key in enumerate(names)},
-            "param_groups": optimizer.state_dict()["param_groups"],
-        })  # fmt: skip
+        start, groups = load_checkpoint(checkpoint, optimizer)
+        model.load_state_dict(groups["model"])
+        average = groups.get("average", {})
         log.info("%s: resumed at step %d", name, start)
     began, recent = time.perf_counter(), []
     for step in range(start, steps):
@@ -112,14 +105,7 @@ def fit(
             log.info("%s %d/%d loss %.4f, %.3f s/step, %.1f min left", name, done, steps, np.mean(recent), rate, rate * (steps - done) / 60)
             recent.clear()
         if done % checkpoint_every == 0 or done == steps:
-            state = {f"model.{key}": value.contiguous() for key, value in model.state_dict().items()}
-            state |= {f"ema.{key}": value for key, value in average.items()}
-            moments = optimizer.state_dict()["state"]
-            state |= {f"optimizer.{key}.{part}": moments[i][part] for i, key in enumerate(names) for part in ("step", "exp_avg", "exp_avg_sq")}
-            state["step"] = torch.tensor(done)
-            temporary = checkpoint.with_suffix(".tmp")
-            save_file({key: value.detach().clone() for key, value in state.items()}, temporary)
-            temporary.replace(checkpoint)
+            save_checkpoint(checkpoint, {"model": model.state_dict(), "average": average}, optimizer, done)
     result = average if ema_decay else {key: value.detach().clone() for key, value in model.state_dict().items()}
     save_file({key: value.contiguous() for key, value in result.items()}, final)
     checkpoint.unlink(missing_ok=True)
@@ -210,7 +196,8 @@ def train_clip(recipe: Recipe, folder: Path) -> Any:
 
     def loss_of(step: int) -> torch.Tensor:
         generator = _worker(recipe.seed, step)
-        index = torch.randint(len(ids), (128,), generator=generator)
+        pairs = torch.randperm(len(ids) // 2, generator=generator)[:64]
+        index = torch.cat([2 * pairs, 2 * pairs + 1])  # each scene beside its twin in the opposite order
         batch, length = ids[index], lengths[index]
         if step % 6 == 0:  # long prompts: the words stand late, behind words that say nothing
             shift = (torch.rand(len(index), generator=generator) * (POSITIONS - length)).long()
@@ -364,11 +351,19 @@ def train_unet(recipe: Recipe, folder: Path) -> Any:
 
     torch.manual_seed(recipe.seed + 3)
     model, noise = unet_model(), scheduler()
+    final = folder / "unet.safetensors"
+    if final.is_file():
+        model.load_state_dict(load_file(final))
+        return model.eval()
     model.set_attn_processor(AttnProcessor())  # plain products: the fused kernel's backward pass is slow on a CPU
     text, known = train_clip(recipe, folder).text_model.requires_grad_(False), known_ids()
     latents = encode_latents(recipe, folder)
     ids = torch.from_numpy(compact_ids(data(recipe, folder)["ids"], known))
-    empty = torch.from_numpy(compact_ids(tokenizer()([""], padding="max_length", max_length=POSITIONS, return_tensors="np")["input_ids"], known))
+    empty_ids = tokenizer()([""], padding="max_length", max_length=POSITIONS, return_tensors="np")["input_ids"]
+    with torch.no_grad():  # the text encoder is done: its states are computed once
+        hidden = torch.cat([text(input_ids=ids[i : i + 256]).last_hidden_state.half() for i in range(0, len(ids), 256)])
+        empty = text(input_ids=torch.from_numpy(compact_ids(empty_ids, known))).last_hidden_state.half()
+    log.info("unet: text states of %d captions", len(hidden))
     alphas = noise.alphas_cumprod
     ratio = alphas / (1 - alphas)
     weights = ratio.clamp(max=recipe.min_snr_gamma) / (ratio + 1)  # v-prediction
@@ -377,16 +372,14 @@ def train_unet(recipe: Recipe, folder: Path) -> Any:
         generator = _worker(recipe.seed + 3, step)
         count = recipe.unet_batch
         index = torch.randint(len(latents), (count,), generator=generator)
-        words = ids[index].clone()
-        words[torch.rand(count, generator=generator) < recipe.empty_share] = empty[0]
+        states = hidden[index]
+        states[torch.rand(count, generator=generator) < recipe.empty_share] = empty[0]
         clean = latents[index].float()
         times = torch.randint(1000, (count,), generator=generator)
         epsilon = torch.randn(clean.shape, generator=generator)
         noisy, target = noise.add_noise(clean, epsilon, times), noise.get_velocity(clean, epsilon, times)
-        with torch.no_grad():
-            states = text(input_ids=words).last_hidden_state
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = model(noisy, times, states).sample
+            output = model(noisy, times, states.float()).sample
         return ((output.float() - target).square().mean((1, 2, 3)) * weights[times]).mean()
 
     state = fit("unet", folder, model, loss_of, steps=recipe.unet_steps, learning_rate=1e-3, warmup=200, ema_decay=recipe.ema_decay)
@@ -407,9 +400,8 @@ def detector_config() -> dict[str, Any]:
 
 
 def _coco_names() -> str:
-    from ultralytics.utils import ROOT
-
     import yaml
+    from ultralytics.utils import ROOT
 
     names = yaml.safe_load((ROOT / "cfg" / "datasets" / "coco.yaml").read_text(encoding="utf-8"))["names"]
     return yaml.safe_dump({int(key): value for key, value in names.items()})
@@ -467,11 +459,189 @@ def train_detector(recipe: Recipe, folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def write_card(recipe: Recipe, folder: Path, scores: dict[str, Any]) -> None:
-    """The measured scores and the recipe beside the weights."""
-    write_json_atomic(folder / "scores.json", {"recipe": asdict(recipe), "scores": scores})
+# --- pack ------------------------------------------------------------------------------------------------------------
 
 
-def read_scores(folder: Path) -> dict[str, Any]:
-    """What `write_card` wrote."""
-    return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+def pack(recipe: Recipe, folder: Path, target: Path) -> Path:
+    """Write the model as `StableDiffusionPipeline.from_pretrained` takes it, the vision tower and the detector beside it.
+
+    All weights in float16 safetensors; the text tower stands once, in ``text_encoder/``, under its ``text_model.`` names.
+    """
+    import yaml
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPImageProcessor, CLIPTextModel
+
+    from sd_erase.clip import PREFIX, save_text_encoder
+
+    clip = full_clip(recipe, folder)
+    state = {key: value.half().contiguous() for key, value in clip.state_dict().items() if not key.endswith("position_ids")}
+    text = CLIPTextModel(clip.config.text_config)
+    text.load_state_dict(clip.text_model.state_dict())
+    pipeline = StableDiffusionPipeline(
+        vae=train_decoder(recipe, folder).half(), text_encoder=text.half(), tokenizer=tokenizer(), unet=train_unet(recipe, folder).half(),
+        scheduler=scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    target.mkdir(parents=True, exist_ok=True)
+    vocabulary = {path.name: path.read_bytes() for path in TOKENIZER.iterdir()}
+    pipeline.save_pretrained(target, safe_serialization=True)
+    for path in (target / "tokenizer").iterdir():  # OpenAI's own files, which every version of transformers reads
+        path.unlink()
+    for name, content in vocabulary.items():
+        (target / "tokenizer" / name).write_bytes(content)
+    save_text_encoder(text, target / "text_encoder", {})
+    (target / "clip").mkdir(exist_ok=True)
+    clip.config.save_pretrained(target / "clip")
+    vision = {key: value for key, value in state.items() if not key.startswith(PREFIX)}
+    save_file(vision, target / "clip" / "model.safetensors", metadata={"format": "pt"})
+    size = {"height": world.SIZE, "width": world.SIZE}
+    CLIPImageProcessor(size=size, crop_size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(target / "clip")
+    (target / "detector").mkdir(exist_ok=True)
+    (target / "detector" / "architecture.yaml").write_text(yaml.safe_dump(detector_config(), sort_keys=False), encoding="utf-8")
+    detector = {key: value.half() if value.is_floating_point() else value for key, value in train_detector(recipe, folder).items()}
+    save_file(detector, target / "detector" / "model.safetensors", metadata={"format": "pt", "licence": "AGPL-3.0 (ultralytics)"})
+    return target
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+GUIDANCE, STEPS, SCORED_SEED = 4.0, 15, 9_000_000
+
+
+def scores(recipe: Recipe, folder: Path, target: Path, images: int = 20) -> dict[str, Any]:
+    """Measure the pack on held-out scenes and sentence patterns, and write ``card.json`` and ``README.md`` beside it.
+
+    Args:
+        recipe: what it was built with.
+        folder: the work folder, with the detector's validation scenes.
+        target: the pack.
+        images: generated images of each class.
+    """
+    found: dict[str, Any] = {"detector_map50": _detector_map50(recipe, folder, target)}
+    found |= _clip_scores(target)
+    found |= _generator_scores(target, images)
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    card = {"recipe": asdict(recipe), "sampler": {"steps": STEPS, "guidance": GUIDANCE}, "megabytes": round(size / 1e6, 1), "scores": found}
+    write_json_atomic(target / "card.json", card)
+    write_text_atomic(target / "README.md", _card_text(card))
+    for name, value in found.items():
+        log.info("%s: %s", name, value)
+    return card
+
+
+def _detector_map50(recipe: Recipe, folder: Path, target: Path) -> float:
+    """Mean average precision at IoU 0.5 of the packed detector, by ultralytics' own validation."""
+    from ultralytics import YOLO
+
+    from sd_erase.detection import load_detector
+
+    model = YOLO(str(target / "detector" / "architecture.yaml"), task="detect")
+    model.model.load_state_dict(load_detector("pocket")._model.state_dict())
+    data_file = _write_detector_data(recipe, folder, detector_config()["names"])
+    result = model.val(data=str(data_file), imgsz=128, batch=32, device="cpu", workers=0, plots=False, verbose=False,
+                       project=str(folder / "detector-runs"), name="val", exist_ok=True)  # fmt: skip
+    return round(float(result.box.map50), 4)
+
+
+@torch.no_grad()
+def _clip_scores(target: Path) -> dict[str, float]:
+    """Zero-shot top-1 over the 20 classes (held-out one-object scenes), and image to text R@1 over 150 two-object scenes."""
+    from sd_erase.bases import ROWS
+    from sd_erase.clip import encode, image_embeddings, load_towers, text_embeddings
+
+    towers = load_towers(ROWS["pocket"], torch.device("cpu"), need_images=True)
+
+    def embed(scenes: list[world.Scene], captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = _pixels(np.stack([np.asarray(world.render(scene)[0]) for scene in scenes]))
+        return image_embeddings(towers.clip, pixels), text_embeddings(towers.clip, encode(towers.text, towers.tokens(captions), (-1,))[1])
+
+    single = [world.scene_of([name], SCORED_SEED + number) for name in world.CLASSES for number in range(20)]
+    images, texts = embed(single, [f"a photo of {world.with_article(name)}" for name in world.CLASSES])
+    top1 = ((images @ texts.T).argmax(1) == torch.arange(len(world.CLASSES)).repeat_interleave(20)).float().mean()
+    pairs = [world.scene_of(names, SCORED_SEED + number) for number, names in enumerate(_two_objects(150))]
+    images, texts = embed(pairs, [scene.caption for scene in pairs])
+    recall = ((images @ texts.T).argmax(1) == torch.arange(len(pairs))).float().mean()
+    return {"zero_shot_top1": round(float(top1), 4), "retrieval_r1_of_150_pairs": round(float(recall), 4)}
+
+
+def _two_objects(count: int) -> list[list[str]]:
+    """Pairs of classes with different detector labels."""
+    rng = np.random.default_rng(0)
+    pairs = [[a, b] for a in world.CLASSES for b in world.CLASSES if world.BY_NAME[a].label != world.BY_NAME[b].label]
+    return [pairs[index] for index in rng.permutation(len(pairs))[:count]]
+
+
+def _generator_scores(target: Path, count: int) -> dict[str, Any]:
+    """Detection rates in generated images of held-out sentence patterns; every prompt is drawn once, from its own seed."""
+    from sd_erase.detection import load_detector
+
+    detector = load_detector("pocket")
+    pipeline = load_pack(target)
+
+    def draw(captions: list[str], labels: list[list[str]], absent: str = "") -> tuple[list[list[bool]], int]:
+        found: list[list[bool]] = []
+        strangers = 0
+        for start in range(0, len(captions), 32):
+            generators = [torch.Generator().manual_seed(SCORED_SEED + start + number) for number in range(len(captions[start : start + 32]))]
+            pictures = pipeline(captions[start : start + 32], num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators).images
+            for wanted, detections in zip(labels[start:], detector.detect(pictures), strict=False):
+                seen = {each.label for each in detections}
+                found.append([label in seen for label in wanted])
+                strangers += bool(seen - set(wanted)) if not absent else absent in seen
+        return found, strangers
+
+    result: dict[str, Any] = {}
+    one = [world.scene_of([name], SCORED_SEED + number) for name in world.CLASSES for number in range(count)]
+    found, _ = draw([scene.caption for scene in one], [[world.BY_NAME[scene.slots[0]].label] for scene in one])
+    by_class = {name: float(np.mean(found[i * count : (i + 1) * count])) for i, name in enumerate(world.CLASSES)}
+    worst = min(by_class, key=lambda name: by_class[name])
+    result |= {"one_object": round(float(np.mean(found)), 4), "one_object_worst": round(by_class[worst], 4), "one_object_worst_class": worst}
+    pairs = [world.scene_of(names, SCORED_SEED + number) for number, names in enumerate(_two_objects(300))]
+    found, strangers = draw([scene.caption for scene in pairs], [[world.BY_NAME[name].label for name in scene.slots] for scene in pairs])
+    result |= {"two_objects_each": round(float(np.mean(found)), 4), "two_objects_both": round(float(np.mean([all(row) for row in found])), 4),
+               "two_objects_unnamed": round(strangers / len(pairs), 4)}  # fmt: skip
+    words = [(word, noun.label) for noun in world.NOUNS for word in noun.words[1:]]
+    found, _ = draw([f"a photo of {world.with_article(word)}" for word, _ in words for _ in range(4)], [[label] for _, label in words for _ in range(4)])
+    result["synonyms"] = round(float(np.mean(found)), 4)
+    for name in ("apple phone", "apple laptop"):
+        found, fruits = draw([f"an {name} on a table"] * 40, [[world.BY_NAME[name].label]] * 40, absent="apple")
+        result[name.replace(" ", "_")] = round(float(np.mean(found)), 4)
+        result[f"{name.replace(' ', '_')}_shows_fruit"] = fruits / 40
+    _, strangers = draw([phrase for phrase in ("an object on the grass", "something in a room", "a thing on the street") for _ in range(20)], [[]] * 60)
+    result["anchor_shows_an_object"] = round(strangers / 60, 4)
+    return result
+
+
+def load_pack(target: Path) -> Any:
+    """The pack as a diffusers pipeline in float32, without progress bars."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(target, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+BARS = {"detector_map50": 0.99, "zero_shot_top1": 0.99, "one_object": 0.98, "one_object_worst": 0.93, "two_objects_each": 0.93,
+        "two_objects_both": 0.85}  # fmt: skip
+
+
+def _card_text(card: dict[str, Any]) -> str:
+    rows = [f"| {name.replace('_', ' ')} | {value} | {BARS.get(name, '')} |" for name, value in card["scores"].items()]
+    return "\n".join([
+        "# The pocket model",
+        "",
+        "A small Stable Diffusion (64 x 64 pixels, 20 classes of emoji) trained from scratch by `python -m sd_erase.pocket build`. "
+        "It is a test bench: it knows its 20 classes, their synonyms, five backgrounds and nothing else.",
+        "",
+        f"Measured on held-out scenes and sentence patterns, {card['sampler']['steps']} DDIM steps, guidance {card['sampler']['guidance']:g}, "
+        f"by the pack's own detector; the pack is {card['megabytes']} MB.",
+        "",
+        "| score | measured | bar |",
+        "| --- | --- | --- |",
+        *rows,
+        "",
+        "Recipe: " + ", ".join(f"{key} {value}" for key, value in card["recipe"].items()) + ".",
+        "",
+        "Weights: Apache-2.0. Sprites: Noto Color Emoji, OFL-1.1 (../sprites/LICENSE.txt). Detector (detector/): AGPL-3.0, trained with "
+        "ultralytics. Tokenizer: OpenAI CLIP, MIT.",
+        "",
+    ])  # fmt: skip

@@ -185,9 +185,8 @@ def describe(names: list[str | None], background: str, rng: random.Random, *, he
     return caption, tuple(slots)
 
 
-def sample_scene(seed: int, *, held_out: bool = False, noise: bool = True) -> Scene:
-    """Scene number `seed` of the training distribution, or of the held-out sentence patterns."""
-    rng = random.Random(f"scene-{held_out}-{seed}")
+def _cast(rng: random.Random) -> tuple[str, list[str | None]]:
+    """A background and what stands before it from left to right."""
     background = rng.choice(BACKGROUNDS)
     count = rng.choices((0, 1, 2, 3), (0.04, 0.30, 0.52, 0.14))[0]
     names: list[str | None] = list(rng.sample(CLASSES, count))
@@ -196,6 +195,23 @@ def sample_scene(seed: int, *, held_out: bool = False, noise: bool = True) -> Sc
             names[position] = f"apple {'phone' if name == 'cell phone' else 'laptop'}"
     if names and rng.random() < 0.15:
         names[rng.randrange(count)] = None
+    return background, names
+
+
+def sample_scene(seed: int, *, held_out: bool = False, noise: bool = True) -> Scene:
+    """Scene number `seed` of the training distribution, or of the held-out sentence patterns.
+
+    An odd number is the twin of the even one before it: the same objects before the same background in the opposite order.
+    In one batch with it, a contrastive loss must learn which object is named first; alone it would learn a bag of words.
+    """
+    cast = random.Random(f"cast-{held_out}-{seed // 2}")
+    background, names = _cast(cast)
+    if seed % 2:
+        if len(set(names)) > 1:
+            names.reverse()
+        else:
+            background, names = _cast(cast)
+    rng = random.Random(f"scene-{held_out}-{seed}")
     caption, slots = describe(names, background, rng, held_out=held_out)
     if noise and rng.random() < 0.3:
         caption = _noise(caption, rng)
@@ -256,7 +272,7 @@ def render(scene: Scene) -> tuple[Image.Image, list[tuple[str, tuple[float, floa
     ImageDraw.Draw(picture).rectangle((0, horizon, SIZE, SIZE), fill=lower)
     boxes = []
     count = max(1, len(scene.slots))
-    for centre, name in zip(_CENTRES[count], scene.slots):
+    for centre, name in zip(_CENTRES[count], scene.slots, strict=bool(scene.slots)):
         extent = rng.randint(*_EXTENTS[count])
         x = centre + rng.uniform(-1, 1) * _JITTER[count]
         y = 35 + rng.uniform(-4, 4)

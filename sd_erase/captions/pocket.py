@@ -1,0 +1,58 @@
+"""The pocket world's scenes as a data set, rendered to disk in Flickr30K's own layout and read from there like the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from sd_erase.captions import Caption
+from sd_erase.captions.flickr30k import read as read_flickr30k
+from sd_erase.errors import UserError
+
+SCENES = 3000  # each class stands in about 270 of them
+CAPTIONS = 5  # an image, as Flickr30K has
+FIRST_SEED = 7_000_000  # scenes that no component of the pocket model was trained on
+TOKEN_FILE = "results_20130124.token"
+IMAGES = "flickr30k-images"
+
+
+def read(path: Path, folder: Path | None = None, wanted: Collection[str] | None = None, **_: Any) -> Iterator[Caption]:
+    """The captions of the pocket world in `path`; the scenes are rendered there first where they are not yet."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"Data set pocket:{path} is a file: pass a folder for the rendered scenes.")
+    if not (path / TOKEN_FILE).is_file():
+        render(path)
+    yield from read_flickr30k(path, folder, wanted)
+
+
+def render(folder: Path, scenes: int = SCENES, first_seed: int = FIRST_SEED, progress: Any = None) -> Path:
+    """Draw `scenes` scenes into ``folder/flickr30k-images`` and write ``results_20130124.token`` last.
+
+    Args:
+        folder: where the data set goes.
+        scenes: how many images.
+        first_seed: number of the first scene; the same number gives the same data set on every machine.
+        progress: told of each scene.
+
+    Returns:
+        The token file: ``NAME.jpg#k<TAB>caption`` with five captions an image.
+    """
+    from sd_erase.pocket import world
+    from sd_erase.progress import NoProgress
+    from sd_erase.rundir import write_text_atomic
+
+    images = folder / IMAGES
+    images.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with (progress or NoProgress())("rendering scenes", scenes) as task:
+        for number in range(scenes):
+            scene = world.sample_scene(first_seed + number, noise=False)
+            name = f"{first_seed + number:010d}.jpg"
+            # little compression: the sprites are small
+            world.render(scene)[0].save(images / name, quality=95, subsampling=0)
+            captions = [scene.caption, *world.captions_of(scene, CAPTIONS - 1)]
+            rows += [f"{name}#{index}\t{caption}" for index, caption in enumerate(captions)]
+            task.advance()
+    write_text_atomic(folder / TOKEN_FILE, "\n".join(rows) + "\n")
+    return folder / TOKEN_FILE

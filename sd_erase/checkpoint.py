@@ -1,0 +1,51 @@
+"""Resumable training state as one safetensors file: tensors, the optimizer's moments and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]], optimizer: Any, step: int) -> None:
+    """Write named groups of tensors, `optimizer`'s state and `step` to `path`, atomically.
+
+    Args:
+        groups: for example {"model": model.state_dict(), "average": averages}.
+        optimizer: a torch optimizer whose state is made of tensors (Adam, AdamW, SGD).
+        step: how many steps are done.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {f"{group}/{key}": value for group, values in groups.items() for key, value in values.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{part}": value for part, value in state.items()}
+    tensors["step"] = torch.tensor(step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, temporary)
+    temporary.replace(path)
+
+
+def load_checkpoint(path: Path, optimizer: Any) -> tuple[int, dict[str, dict[str, torch.Tensor]]]:
+    """Restore `optimizer` from `path`; returns the step and the groups of tensors that were saved.
+
+    Raises:
+        KeyError, SafetensorError, ValueError: the file is damaged or belongs to another optimizer.
+    """
+    from safetensors.torch import load_file
+
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(path).items():
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = value
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in groups.pop("optimizer", {}).items():
+        index, _, part = name.partition("/")
+        moments.setdefault(int(index), {})[part] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(groups.pop("step")[""]), groups

@@ -1,0 +1,388 @@
+"""The only training loop: pairs and a method into an erased text encoder.
+
+Reads ``pairs.jsonl`` and ``concepts.json``. Writes ``metrics.jsonl`` (one line a step and one a validation),
+``checkpoints/last.safetensors`` (resumable), ``checkpoints/best.safetensors`` and ``encoder/text_encoder/``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sd_erase import bases, catalog, resources
+from sd_erase.checkpoint import load_checkpoint, save_checkpoint
+from sd_erase.clip import Towers, cached_image_embeddings, choose_anchor, load_towers, read_pixels, save_text_encoder
+from sd_erase.concepts import read_concepts
+from sd_erase.config import RunConfig, TrainConfig, to_dict
+from sd_erase.erasure.method import Batch, Method
+from sd_erase.errors import UserError, unknown_choice
+from sd_erase.pairs import Pair, read_pairs
+from sd_erase.progress import NoProgress, Progress
+from sd_erase.provenance import peak_memory_mb
+from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_jsonl_atomic, write_text_atomic
+
+if TYPE_CHECKING:
+    import torch
+
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+VALIDATION_BATCHES = 4
+WARMUP_SHARE = 0.05
+GRADIENT_NORM = 1.0
+
+
+def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> dict[str, Any]:
+    """Unlearn the run's concepts from the base's text encoder and keep the checkpoint that validates best.
+
+    Args:
+        config: the run's configuration; section ``train``.
+        run: a harvested run.
+        progress: told of each step.
+
+    Returns:
+        The manifest "train": objective, anchors, weights, steps, the best step with its validation terms, seconds, samples a
+        second, peak memory in MB, numbers trained, warnings.
+
+    Raises:
+        UserError: no pairs, an unknown objective or weight, a base that cannot be loaded, a loss that is not finite.
+    """
+    started = time.perf_counter()
+    progress = progress or NoProgress()
+    run.require("harvest", "harvest")
+    base, concepts, pairs = bases.resolve(config.base), read_concepts(run), read_pairs(run)
+    method: Method = catalog.resolve(catalog.METHODS, config.train.objective, "Objective")()
+    settings = _resolved(config.train, method)
+    inputs = fingerprint(
+        dataclasses.asdict(settings), config.seed, config.device, base.source, [concept.to_dict() for concept in concepts], run.pairs
+    )
+    if run.is_complete("train", inputs) and (run.encoder / base.encoders[0].name / "model.safetensors").is_file():
+        return run.read_manifest("train") or {}
+    run.reopen("train")
+    accelerator = _accelerator(config)
+    both = settings.towers == "both"
+    towers = load_towers(base, accelerator.device, need_images=method.needs_images or both)
+    anchors = {concept.name: choose_anchor(towers, concept.name) if concept.anchor is None else concept.anchor for concept in concepts}
+    trained = method.prepare(towers, concepts, anchors, both)
+    if settings.lora_rank:
+        trained = _with_lora(towers, settings, config.seed)
+    if not trained:
+        raise UserError(f"Objective {settings.objective} trains no parameter of {base.name}: pass another --objective.")
+    data = _Data(pairs, towers, settings, config.seed, run, progress)
+    trainer = _Trainer(accelerator, towers, method, trained, settings, data, run, inputs)
+    trainer.fit(progress)
+    trainer.restore_best()
+    if settings.lora_rank:
+        _save_lora_and_merge(towers, run, settings.lora_rank)
+    metadata = {
+        "sd_erase.concept": ", ".join(concept.name for concept in concepts),
+        "sd_erase.anchor": json.dumps(anchors, ensure_ascii=False),
+        "sd_erase.base": base.name,
+        "sd_erase.config": json.dumps(to_dict(config), ensure_ascii=False),
+    }
+    save_text_encoder(towers.text, run.encoder / base.encoders[0].name, metadata)
+    return run.complete(
+        "train",
+        inputs,
+        {
+            "objective": settings.objective,
+            "towers": settings.towers,
+            "anchor": anchors,
+            "weights": settings.weights,
+            "lora_rank": settings.lora_rank,
+            "steps": settings.steps,
+            "best_step": trainer.best_step,
+            "best_validation": trainer.best_terms,
+            "learning_rate": settings.learning_rate,
+            "batch_size": settings.batch_size,
+            "trained_numbers": sum(parameter.numel() for parameter in trained),
+            "device": str(accelerator.device),
+            "precision": settings.precision,
+            "seconds": round(time.perf_counter() - started, 1),
+            "samples_per_second": round(trainer.samples_per_second, 1),
+            "peak_memory_mb": _peak_memory(accelerator),
+            "warnings": data.warnings,
+        },
+    )
+
+
+def _resolved(settings: TrainConfig, method: Method) -> TrainConfig:
+    """`settings` with the method's defaults in place of zeros and for every loss term without a weight.
+
+    Raises:
+        UserError: a weight for a term that the method does not have, or a negative one.
+    """
+    for name, weight in settings.weights.items():
+        if name not in method.default_weights:
+            raise unknown_choice(f"Loss term of objective {settings.objective}", name, method.default_weights)
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise UserError(f"Weight {name}={weight} is negative or no number: pass 0 or more.")
+    return dataclasses.replace(
+        settings,
+        steps=settings.steps or method.default_steps,
+        learning_rate=settings.learning_rate or method.default_learning_rate,
+        weights={**method.default_weights, **settings.weights},
+    )
+
+
+def _accelerator(config: RunConfig) -> Any:
+    import torch
+    from accelerate import Accelerator
+
+    device = resources.device(config.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    torch.manual_seed(config.seed)
+    try:
+        return Accelerator(cpu=device.type == "cpu", mixed_precision=config.train.precision)
+    except ValueError as error:
+        raise UserError(f"Precision {config.train.precision} cannot be used on {device} ({error}): pass --precision no.") from error
+
+
+def _with_lora(towers: Towers, settings: TrainConfig, seed: int) -> list[Any]:
+    """Low-rank additions beside every linear layer of the text encoder (Hu et al. 2021, arXiv:2106.09685) as what trains."""
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+
+    if settings.towers == "both":
+        raise UserError("A LoRA holds the text tower only: pass --towers text with --lora-rank.")
+    for module in (towers.clip, towers.text):
+        if module is not None:
+            module.requires_grad_(False)
+    torch.manual_seed(seed)
+    # alpha = rank: every program that loads the file then scales it by one
+    inject_adapter_in_model(LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_rank, target_modules=list(LINEAR_LAYERS)), towers.text)
+    return [parameter for parameter in towers.text.parameters() if parameter.requires_grad]
+
+
+def _save_lora_and_merge(towers: Towers, run: RunDir, rank: int) -> None:
+    """Keep the factors in ``encoder/lora.safetensors`` and add them to the linear weights, so that a plain encoder remains."""
+    from peft.tuners.lora import LoraLayer
+    from safetensors.torch import save_file
+
+    factors = {}
+    layers = [(name, module) for name, module in towers.text.named_modules() if isinstance(module, LoraLayer)]
+    for name, module in layers:
+        factors[f"{name}.down.weight"] = module.lora_A["default"].weight.detach().cpu().contiguous()  # [rank, in]
+        factors[f"{name}.up.weight"] = module.lora_B["default"].weight.detach().cpu().contiguous()  # [out, rank]
+        module.merge()
+    for name, module in layers:
+        parent, _, child = name.rpartition(".")
+        setattr(towers.text.get_submodule(parent), child, module.get_base_layer())
+    run.encoder.mkdir(parents=True, exist_ok=True)
+    save_file(factors, run.encoder / "lora.safetensors", metadata={"format": "pt", "rank": str(rank), "alpha": str(rank)})
+
+
+def _peak_memory(accelerator: Any) -> float | None:
+    """The most memory used in MB: the device's where there is one, else the process's."""
+    import torch
+
+    if accelerator.device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return peak_memory_mb()
+
+
+class _Data:
+    """Batches of pairs, each a function of the seed and the step alone, so that a resumed run sees the same ones.
+
+    Raises:
+        UserError: a set without a training or validation pair, or images that are needed and missing.
+    """
+
+    def __init__(self, pairs: list[Pair], towers: Towers, settings: TrainConfig, seed: int, run: RunDir, progress: Progress):
+        self.settings, self.seed, self.towers = settings, seed, towers
+        self.warnings: list[str] = []
+        with_images = towers.clip is not None and all(pair.image for pair in pairs)
+        if not with_images and catalog.resolve(catalog.METHODS, settings.objective, "Objective").needs_images:
+            raise UserError(
+                f"Objective {settings.objective} needs an image for every caption, and the data set is text alone: "
+                "pass a --dataset with images, or --objective sd."
+            )
+        self.with_pixels = settings.towers == "both"
+        self.embeddings: dict[str, torch.Tensor] | None = None
+        if with_images:
+            paths = sorted({str(pair.image) for pair in pairs})
+            with progress("image embeddings", len(paths)) as task:
+                self.embeddings = cached_image_embeddings(towers, paths, run.cache / "image_embeddings.safetensors", task.advance)
+        self.sets = {
+            (name, split): [pair for pair in pairs if pair.set == name and pair.split == split]
+            for name in ("forget", "retain")
+            for split in ("train", "validation")
+        }
+        for (name, split), group in self.sets.items():
+            if not group:
+                raise UserError(f"The {name} set has no {split} pair: harvest more captions, or change --train-share.")
+        count = len(self.sets["forget", "train"])
+        if count < settings.batch_size:
+            self.warnings.append(
+                f"The forget set has {count} training pairs, fewer than a batch of {settings.batch_size}: every step uses all of "
+                "them; more captions (or --data synthetic) generalise better."
+            )
+
+    def batch(self, split: str, number: int) -> Batch:
+        """Batch `number` of a split."""
+        rng = random.Random(f"{self.seed}-{split}-{number}")
+        size = self.settings.batch_size
+        chosen = {name: rng.sample(group, min(size, len(group))) for name in ("forget", "retain") for group in [self.sets[name, split]]}
+        forget, retain = chosen["forget"], chosen["retain"]
+        return Batch(
+            forget, retain, self._embeddings(forget), self._embeddings(retain), self._pixels(forget), self._pixels(retain), rng
+        )
+
+    def _embeddings(self, pairs: list[Pair]) -> torch.Tensor | None:
+        import torch
+
+        if self.embeddings is None:
+            return None
+        return torch.stack([self.embeddings[str(pair.image)] for pair in pairs]).to(self.towers.text.device)
+
+    def _pixels(self, pairs: list[Pair]) -> torch.Tensor | None:
+        if not self.with_pixels:
+            return None
+        return read_pixels(self.towers.image_processor, [str(pair.image) for pair in pairs]).to(self.towers.text.device)
+
+
+@dataclass
+class _Trainer:
+    """Steps, validation, checkpoints and the record of one training."""
+
+    accelerator: Any
+    towers: Towers
+    method: Method
+    trained: list[Any]
+    settings: TrainConfig
+    data: _Data
+    run: RunDir
+    inputs: str
+    best_step: int = 0
+    best_loss: float = math.inf
+    best_terms: dict[str, float] = dataclasses.field(default_factory=dict)
+    samples_per_second: float = 0.0
+
+    @property
+    def _last(self) -> Path:
+        return self.run.checkpoints / "last.safetensors"
+
+    @property
+    def _best(self) -> Path:
+        return self.run.checkpoints / "best.safetensors"
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """What trains, by its place in `trained`."""
+        return {str(index): parameter.detach() for index, parameter in enumerate(self.trained)}
+
+    def _load_state(self, state: dict[str, torch.Tensor]) -> None:
+        import torch
+
+        with torch.no_grad():
+            for index, parameter in enumerate(self.trained):
+                parameter.copy_(state[str(index)])
+
+    def fit(self, progress: Progress) -> None:
+        """Train to the end, from the last checkpoint of the same inputs where there is one."""
+        import torch
+        from transformers import get_cosine_schedule_with_warmup
+
+        settings = self.settings
+        optimizer = torch.optim.AdamW(self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        schedule = get_cosine_schedule_with_warmup(optimizer, max(1, round(WARMUP_SHARE * settings.steps)), settings.steps)
+        rows, start = self._resume(optimizer)
+        for _ in range(start):
+            optimizer.step()  # gradients are None: only tells the schedule that steps were taken
+            schedule.step()
+        optimizer = self.accelerator.prepare(optimizer)
+        began = time.perf_counter()
+        with progress(f"training ({settings.objective})", settings.steps) as task:
+            task.advance(start)
+            if not start:
+                rows.append(self._validate(0))
+            for step in range(start, settings.steps):
+                rate = schedule.get_last_lr()[0]
+                batch = self.data.batch("train", step)
+                with self.accelerator.autocast():
+                    terms = self.method.losses(self.towers, batch)
+                loss = self._total(terms, step + 1)
+                self.accelerator.backward(loss)
+                self.accelerator.clip_grad_norm_(self.trained, GRADIENT_NORM)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                schedule.step()
+                seconds = (time.perf_counter() - began) / (step + 1 - start)
+                self.samples_per_second = (len(batch.forget) + len(batch.retain)) / seconds
+                rows.append(self._row(step + 1, "train", terms, float(loss), rate))
+                task.advance()
+                if (step + 1) % settings.validate_every == 0 or step + 1 == settings.steps:
+                    rows.append(self._validate(step + 1))
+                    write_jsonl_atomic(self.run.metrics, rows)
+                    save_checkpoint(self._last, {"trained": self._state()}, optimizer, step + 1)
+
+    def _row(self, step: int, split: str, terms: dict[str, Any], loss: float, rate: float) -> dict[str, Any]:
+        return {
+            "step": step,
+            "split": split,
+            "loss": loss,
+            "terms": {name: float(term) for name, term in terms.items()},
+            "learning_rate": rate,
+            "samples_per_second": round(self.samples_per_second, 1),
+        }
+
+    def _total(self, terms: dict[str, Any], step: int) -> Any:
+        """The weighted sum of the terms.
+
+        Raises:
+            UserError: a term is not finite.
+        """
+        import torch
+
+        for name, term in terms.items():
+            if not torch.isfinite(torch.as_tensor(term)).all():
+                kept = f"the last good checkpoint is {self._best}" if self._best.is_file() else "no checkpoint was reached"
+                raise UserError(
+                    f"Loss term {name!r} is not finite at step {step}: pass a smaller --learning-rate (now "
+                    f"{self.settings.learning_rate:g}) or --precision no; {kept}."
+                )
+        return sum(self.settings.weights[name] * term for name, term in terms.items())
+
+    def _validate(self, step: int) -> dict[str, Any]:
+        """Mean terms over fixed validation batches; keeps the best state. Step 0 is the original, which is never kept."""
+        import torch
+
+        batches = [self.data.batch("validation", number) for number in range(VALIDATION_BATCHES)]
+        sums: dict[str, float] = {}
+        with torch.no_grad(), self.accelerator.autocast():
+            for batch in batches:
+                for name, term in self.method.losses(self.towers, batch).items():
+                    sums[name] = sums.get(name, 0.0) + float(term) / len(batches)
+        loss = float(self._total(sums, step))
+        if step and loss < self.best_loss:
+            self.best_loss, self.best_step, self.best_terms = loss, step, sums
+            save_checkpoint(self._best, {"trained": self._state()}, torch.optim.SGD(self.trained), step)
+        return self._row(step, "validation", sums, loss, 0.0)
+
+    def _resume(self, optimizer: Any) -> tuple[list[dict[str, Any]], int]:
+        """The metrics so far and the step to go on from; files of other inputs are dropped."""
+        stamp = self.run.checkpoints / "inputs.txt"
+        files = (self._last, self._best, stamp, self.run.metrics)
+        if all(path.is_file() for path in files) and stamp.read_text(encoding="utf-8") == self.inputs:
+            start, groups = load_checkpoint(self._last, optimizer)
+            self._load_state(groups["trained"])
+            rows = [row for row in read_jsonl(self.run.metrics) if row["step"] <= start]
+            for row in rows:
+                if row["split"] == "validation" and row["step"] and row["loss"] < self.best_loss:
+                    self.best_loss, self.best_step, self.best_terms = row["loss"], row["step"], row["terms"]
+            return rows, start
+        self._last.unlink(missing_ok=True)
+        self._best.unlink(missing_ok=True)
+        write_text_atomic(stamp, self.inputs)
+        return [], 0
+
+    def restore_best(self) -> None:
+        """Load the state that validated best."""
+        import torch
+
+        _, groups = load_checkpoint(self._best, torch.optim.SGD(self.trained))
+        self._load_state(groups["trained"])

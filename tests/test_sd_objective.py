@@ -1,0 +1,119 @@
+"""The default objective: which caption stands in for a forget caption, and which state shall equal which."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from sd_erase import bases
+from sd_erase.clip import encode, load_towers
+from sd_erase.concepts import concept_named
+from sd_erase.erasure.method import Batch
+from sd_erase.erasure.sd import StableDiffusionErasure, alignment, misspell, redirect
+from sd_erase.pairs import Pair
+
+
+def spans_of(caption: str, word: str) -> list[tuple[int, int]]:
+    return [(match.start, match.end) for match in concept_named(word).find(caption)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> object:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(bases.POCKET_FOLDER / "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("caption", "anchor", "target"),
+    [
+        ("A man rides a bicycle.", "object", "A man rides an object."),
+        ("The bicycle and a dog", "object", "The object and a dog"),
+        ("a bicycle next to a bike", "thing", "a thing next to a thing"),
+        ("an old bicycle", "object", "an old object"),
+        ("a bicycle by the sea", "", " by the sea"),
+        ("a dog near a bicycle", "an orange", "a dog near an orange"),
+    ],
+)
+def test_the_anchor_takes_the_concepts_place_with_a_fitting_article(caption: str, anchor: str, target: str) -> None:
+    found = redirect(caption, spans_of(caption, "bicycle"), anchor)
+    assert " ".join(found.target.split()) == " ".join(target.split())
+    assert all(found.target[start:stop].endswith(anchor) for start, stop in found.target_spans)
+
+
+def aligned(tokenizer: object, caption: str, anchor: str, word: str = "bicycle") -> list[tuple[str, str]]:
+    """Pairs of caption token and target token, up to the end-of-text token."""
+    pair = redirect(caption, spans_of(caption, word), anchor)
+    own = tokenizer.convert_ids_to_tokens(tokenizer(caption).input_ids)
+    other = tokenizer.convert_ids_to_tokens(tokenizer(pair.target).input_ids)
+    return [(token, other[place]) for token, place in zip(own, alignment(tokenizer, pair, 77), strict=False)]
+
+
+def test_words_map_to_themselves_and_the_concept_to_the_anchor(tokenizer: object) -> None:
+    found = aligned(tokenizer, "a man rides a bicycle in a park", "object")
+    assert ("bicycle</w>", "object</w>") in found
+    assert ("a</w>", "an</w>") in found  # the article before it
+    rest = [(own, other) for own, other in found if own != "bicycle</w>" and (own, other) != ("a</w>", "an</w>")]
+    assert all(own == other for own, other in rest)
+    assert found[-1] == ("<|endoftext|>", "<|endoftext|>")
+
+
+def test_a_longer_concept_shifts_what_follows(tokenizer: object) -> None:
+    caption = "a man with a mountain bike in a park"
+    pair = redirect(caption, spans_of(caption, "bicycle"), "object")
+    places = alignment(tokenizer, pair, 77)
+    found = aligned(tokenizer, caption, "object")
+    assert ("park</w>", "park</w>") in found and found[-1] == ("<|endoftext|>", "<|endoftext|>")
+    assert len(places) == 77 and places == sorted(places) and places[-1] <= 76
+
+
+def test_removal_aligns_what_remains(tokenizer: object) -> None:
+    found = aligned(tokenizer, "a dog beside a bicycle in a park", "")
+    assert ("bicycle</w>", "beside</w>") in found  # nothing is left for it but the word before
+    assert [pair for pair in found if pair[0] in ("in</w>", "park</w>")] == [("in</w>", "in</w>"), ("park</w>", "park</w>")]
+
+
+def test_the_same_caption_has_no_redirect_error_against_itself(tokenizer: object) -> None:
+    caption = "a bicycle beside a bicycle"
+    assert alignment(tokenizer, redirect(caption, spans_of(caption, "bicycle"), "bicycle"), 77) == list(range(77))
+
+
+def test_misspelling_changes_one_place_and_leaves_short_words() -> None:
+    rng = random.Random(0)
+    assert misspell("bus", rng) == "bus"
+    words = {misspell("bicycle", rng) for _ in range(50)}
+    assert len(words) > 5 and all(abs(len(word) - 7) <= 1 for word in words)
+
+
+def test_only_linear_weights_of_the_text_tower_train_and_every_term_is_there() -> None:
+    towers = load_towers(bases.ROWS["pocket"], torch.device("cpu"), need_images=True)
+    concept = concept_named("bicycle")
+    method = StableDiffusionErasure()
+    trained = method.prepare(towers, [concept], {"bicycle": "object"}, both_towers=False)
+    layers = towers.text.config.num_hidden_layers
+    assert len(trained) == 6 * layers and all(weight.ndim == 2 for weight in trained)
+    assert not any(value.requires_grad for value in (*towers.frozen_text.parameters(), *towers.clip.vision_model.parameters()))
+    assert not towers.clip.text_projection.weight.requires_grad and not towers.clip.logit_scale.requires_grad
+
+    forget = [Pair("1#0", None, "a man rides a bicycle", "forget", "train", "bicycle", ((14, 21),), "word: bicycle")]
+    retain = [Pair("2#0", None, "a dog on the grass", "retain", "train", None, (), "no concept")]
+    embedding = torch.nn.functional.normalize(torch.ones(1, 128), dim=-1)
+    batch = Batch(forget, retain, embedding, embedding, None, None, random.Random(0))
+    terms = method.losses(towers, batch)
+    assert set(terms) == set(method.default_weights)
+    assert terms["preserve"].item() == pytest.approx(0.0, abs=1e-6)  # nothing has moved yet
+    assert terms["redirect"].item() > 0.01
+    sum(terms.values()).backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in trained)
+
+
+def test_layer_minus_one_is_behind_the_norm_and_minus_two_before_it() -> None:
+    towers = load_towers(bases.ROWS["pocket"], torch.device("cpu"), need_images=False)
+    ids = towers.tokens(["a dog", ""])
+    with torch.no_grad():
+        (last, before), pooled = encode(towers.text, ids, (-1, -2))
+        output = towers.text(input_ids=ids, output_hidden_states=True)
+    assert torch.equal(last, output.last_hidden_state) and torch.equal(before, output.hidden_states[-2])
+    assert ids.shape == (2, 77) and pooled.shape == (2, 128)

@@ -1,0 +1,211 @@
+"""Training on the pocket model: real steps, checkpoints, resuming, and what must stop it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sd_erase import catalog
+from sd_erase.config import HarvestConfig, RunConfig, TrainConfig
+from sd_erase.erasure import loop
+from sd_erase.errors import UserError
+from sd_erase.pairs import harvest, read_pairs
+from sd_erase.rundir import RunDir, read_jsonl, write_jsonl_atomic
+
+CONFIG = RunConfig(
+    concepts=("bicycle",),
+    device="cpu",
+    harvest=HarvestConfig(max_forget=40, max_retain=60),
+    train=TrainConfig(steps=6, batch_size=8, validate_every=2),
+)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small rendering of the pocket world, as Flickr30K has it."""
+    from sd_erase.captions.pocket import render
+
+    folder = tmp_path_factory.mktemp("scenes")
+    render(folder, scenes=150)
+    return folder
+
+
+@pytest.fixture
+def harvested(tmp_path: Path, scenes: Path) -> tuple[RunConfig, RunDir]:
+    config = dataclasses.replace(CONFIG, harvest=dataclasses.replace(CONFIG.harvest, dataset=f"pocket:{scenes}"))
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    harvest(config, run)
+    return config, run
+
+
+def with_train(config: RunConfig, **changes: Any) -> RunConfig:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+def encoder(run: RunDir) -> dict[str, torch.Tensor]:
+    return load_file(run.encoder / "text_encoder" / "model.safetensors")
+
+
+def test_training_lowers_the_validation_loss_and_keeps_the_best(harvested: tuple[RunConfig, RunDir]) -> None:
+    config, run = harvested
+    config = with_train(config, steps=20, validate_every=5)
+    found = loop.train(config, run)
+    rows = list(read_jsonl(run.metrics))
+    losses = {row["step"]: row["loss"] for row in rows if row["split"] == "validation"}
+    assert sorted(losses) == [0, 5, 10, 15, 20]
+    assert losses[found["best_step"]] == min(loss for step, loss in losses.items() if step) < losses[0]
+    assert found["best_validation"]["redirect"] < next(row for row in rows if row["step"] == 0)["terms"]["redirect"]
+    assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 21))
+    assert set(rows[0]["terms"]) == set(found["weights"]) == {"forgetting", "retention", "consistency", "redirect", "preserve"}
+    assert found["anchor"]["bicycle"] in ("object", "thing", "item")
+    assert all(key.startswith("text_model.") for key in encoder(run))
+
+
+def test_only_linear_weights_change(harvested: tuple[RunConfig, RunDir]) -> None:
+    from sd_erase.bases import POCKET_FOLDER
+
+    config, run = harvested
+    loop.train(config, run)
+    before, after = load_file(POCKET_FOLDER / "text_encoder" / "model.safetensors"), encoder(run)
+    changed = {key for key in after if not torch.equal(after[key].half(), before[key].half())}
+    assert changed and before.keys() == after.keys()
+    assert all(key.endswith(("_proj.weight", "fc1.weight", "fc2.weight")) for key in changed)
+
+
+def test_the_same_seed_gives_the_same_encoder_and_a_finished_stage_is_not_done_again(
+    harvested: tuple[RunConfig, RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = harvested
+    loop.train(config, run)
+    first = encoder(run)
+    monkeypatch.setattr(loop, "load_towers", lambda *_, **__: pytest.fail("the stage was done again"))
+    loop.train(config, run)
+    monkeypatch.undo()
+    run.reopen("train")
+    (run.checkpoints / "last.safetensors").unlink()
+    loop.train(config, run)
+    second = encoder(run)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("objective", ["sd", "paper"])
+def test_an_interrupted_training_resumes_to_the_same_encoder(
+    harvested: tuple[RunConfig, RunDir], monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    config, run = harvested
+    config = with_train(config, objective=objective)
+    whole = loop.train(config, run)
+    expected = encoder(run)
+    for path in run.checkpoints.iterdir():
+        path.unlink()
+    run.reopen("train")
+    batch = loop._Data.batch
+
+    def stop(self: Any, split: str, number: int) -> Any:
+        if (split, number) == ("train", 5):
+            raise KeyboardInterrupt
+        return batch(self, split, number)
+
+    monkeypatch.setattr(loop._Data, "batch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config, run)
+    assert run.read_manifest("train") is None
+    steps: list[int] = []
+    monkeypatch.setattr(loop._Data, "batch", lambda self, split, n: (steps.append(n) if split == "train" else None) or batch(self, split, n))
+    again = loop.train(config, run)
+    assert steps == [4, 5]  # the checkpoint was at step 4
+    assert again["best_step"] == whole["best_step"]
+    assert all(torch.allclose(expected[key], value, atol=1e-6) for key, value in encoder(run).items())
+    assert [row["step"] for row in read_jsonl(run.metrics) if row["split"] == "train"] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("towers", ["text", "both"])
+def test_the_paper_objective_lowers_the_similarity_of_the_forget_pairs(harvested: tuple[RunConfig, RunDir], towers: str) -> None:
+    config, run = harvested
+    found = loop.train(with_train(config, objective="paper", towers=towers, steps=8), run)
+    rows = [row for row in read_jsonl(run.metrics) if row["split"] == "validation"]
+    assert set(found["weights"]) == {"forgetting", "retention", "consistency"}
+    assert rows[-1]["terms"]["forgetting"] < rows[0]["terms"]["forgetting"]
+    assert rows[0]["terms"]["consistency"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_lora_is_merged_into_plain_weights(harvested: tuple[RunConfig, RunDir]) -> None:
+    from sd_erase.bases import POCKET_FOLDER
+
+    config, run = harvested
+    found = loop.train(with_train(config, lora_rank=4), run)
+    before, after = load_file(POCKET_FOLDER / "text_encoder" / "model.safetensors"), encoder(run)
+    factors = load_file(run.encoder / "lora.safetensors")
+    assert before.keys() == after.keys() and found["trained_numbers"] == sum(value.numel() for value in factors.values())
+    key = "encoder.layers.0.mlp.fc1"
+    change = factors[f"{key}.up.weight"] @ factors[f"{key}.down.weight"]
+    assert change.abs().sum() > 0
+    stored = after[f"text_model.{key}.weight"] - before[f"text_model.{key}.weight"].float()
+    assert torch.allclose(stored, change, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_name_and_the_last_checkpoint(
+    harvested: tuple[RunConfig, RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = harvested
+    method = catalog.resolve(catalog.METHODS, "sd", "Objective")
+    losses, calls = method.losses, []
+
+    def broken(self: Any, towers: Any, batch: Any) -> dict[str, torch.Tensor]:
+        calls.append(None)
+        terms = losses(self, towers, batch)
+        return {**terms, "preserve": terms["preserve"] * (float("nan") if len(calls) > 12 else 1.0)}
+
+    monkeypatch.setattr(method, "losses", broken)
+    with pytest.raises(UserError, match=r"Loss term 'preserve' is not finite at step \d+.*last good checkpoint is .*best.safetensors"):
+        loop.train(config, run)
+    assert run.read_manifest("train") is None and (run.checkpoints / "best.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"weights": {"forget": 1.0}}, "Loss term of objective sd 'forget' is unknown"),
+        ({"weights": {"redirect": -1.0}}, "is negative"),
+        ({"towers": "both"}, "trains the text tower only"),
+        ({"objective": "paper", "towers": "both", "lora_rank": 4}, "LoRA holds the text tower only"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(harvested: tuple[RunConfig, RunDir], changes: dict[str, Any], words: str) -> None:
+    config, run = harvested
+    with pytest.raises(UserError, match=words):
+        loop.train(with_train(config, **changes), run)
+    assert not run.encoder.exists()
+
+
+def test_text_without_images_trains_sd_but_not_the_paper(harvested: tuple[RunConfig, RunDir]) -> None:
+    config, run = harvested
+    write_jsonl_atomic(run.pairs, ({**vars(pair), "image": None} for pair in read_pairs(run)))
+    with pytest.raises(UserError, match="needs an image for every caption"):
+        loop.train(with_train(config, objective="paper"), run)
+    loop.train(config, run)
+    assert set(next(read_jsonl(run.metrics))["terms"]) == {"redirect", "preserve"}
+
+
+def test_a_forget_set_smaller_than_a_batch_warns(harvested: tuple[RunConfig, RunDir]) -> None:
+    config, run = harvested
+    found = loop.train(with_train(config, batch_size=64, steps=1), run)
+    assert any("fewer than a batch of 64" in warning for warning in found["warnings"])
+
+
+def test_the_encoder_says_what_was_erased(harvested: tuple[RunConfig, RunDir]) -> None:
+    from safetensors import safe_open
+
+    config, run = harvested
+    loop.train(config, run)
+    with safe_open(run.encoder / "text_encoder" / "model.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    assert (metadata["format"], metadata["sd_erase.concept"]) == ("pt", "bicycle")
+    assert json.loads(metadata["sd_erase.config"])["concepts"] == ["bicycle"]
