@@ -10,6 +10,8 @@ from sd_erase.errors import unknown_choice
 METHODS = {
     "sd": "sd_erase.erasure.sd:StableDiffusionErasure",
     "paper": "sd_erase.erasure.cliperase:CLIPErase",
+    "fast": "sd_erase.erasure.fast:ClosedForm",
+    "token": "sd_erase.erasure.token_swap:TokenSwap",
 }
 READERS = {
     "pocket": "sd_erase.captions.pocket:read",

@@ -51,7 +51,7 @@ class TermWeight(click.ParamType):
                 raise ValueError
             return term, float(number)
         except ValueError:
-            self.fail(f"{value!r} is not of the form TERM=VALUE, for example retain=2.", param, ctx)
+            self.fail(f"{value!r} is not of the form TERM=VALUE, for example preserve=20.", param, ctx)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ FLAGS: dict[str, Flag] = {
     "harvest.train_share": Flag("Share of the pairs to train on; the rest validates.", SHARE),
     "harvest.max_missing_share": Flag("Share of missing or corrupt images that is still accepted.", SHARE),
     "train.objective": Flag(
-        "What to optimise: 'sd' for images, 'paper' for the published loss.", click.Choice(list(catalog.METHODS))
+        "sd: what the denoiser reads; paper: the published loss; fast: closed form; token: the trivial baseline.",
+        click.Choice(list(catalog.METHODS)),
     ),
     "train.towers": Flag("CLIP towers to train; only the text tower is exported.", click.Choice(["text", "both"])),
     "train.steps": Flag("Training steps; 0 takes the objective's default.", COUNT),
@@ -402,6 +403,7 @@ def harvest(as_json: bool, **flags: Any) -> None:
 
 
 @main.command()
+@click.option("--fast", "train__objective", flag_value="fast", help="Short for --objective fast: no training, seconds on a CPU.")
 @settings(*CONCEPT, *section("train"), *section("harvest"))
 def train(as_json: bool, **flags: Any) -> None:
     """Train an erased text encoder; harvests first where the run has no pairs.
@@ -410,7 +412,8 @@ def train(as_json: bool, **flags: Any) -> None:
     Example:
       sd-erase train --concept bicycle
       sd-erase train --concept bicycle --objective paper --towers both
-      sd-erase train --concept apple --anchor "an orange" --weight retain=2
+      sd-erase train --concept apple --anchor "an orange" --weight preserve=20
+      sd-erase train --concept "cell phone" --fast
     """
     perform(("harvest", "train"), *begin(flags, "train"), as_json)
 

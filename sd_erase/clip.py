@@ -198,7 +198,9 @@ def read_pixels(processor: Any, paths: Sequence[str]) -> torch.Tensor:
     return processor(images=images, return_tensors="pt").pixel_values
 
 
-def cached_image_embeddings(towers: Towers, paths: Sequence[str], cache: Path, advance: Callable[[int], None]) -> dict[str, torch.Tensor]:
+def cached_image_embeddings(
+    towers: Towers, paths: Sequence[str], cache: Path, advance: Callable[[int], None]
+) -> dict[str, torch.Tensor]:
     """The frozen vision tower's embedding of every path, computed once and kept in `cache`."""
     import torch
     from safetensors.torch import save_file

@@ -32,7 +32,13 @@ NUMBERS_FILE = CARDS_FOLDER / "inflections.json"
 KINDS = ("object", "style", "person", "nudity")
 TOKEN = re.compile(r"[^\W_]+")  # what counts as one word of a caption
 TEMPLATES = {
-    "object": ("a photo of a {}", "a picture of the {}", "a {} in the background", "a close-up photo of a {}", "a {} on a plain floor"),
+    "object": (
+        "a photo of a {}",
+        "a picture of the {}",
+        "a {} in the background",
+        "a close-up photo of a {}",
+        "a {} on a plain floor",
+    ),
     "style": ("a painting in the style of {}", "an artwork by {}", "{} style landscape", "a portrait by {}"),
     "person": ("a photo of {}", "a portrait of {}", "{} smiling at the camera", "{} walking in the street"),
     "nudity": ("a photo of a {} person", "a {} woman", "a {} man", "a painting of a {} figure"),
@@ -129,7 +135,10 @@ class Concept:
         hits = self._spared_by_word.keys() & tokens
         if not hits:
             return []
-        return [self._spared_entries[position] for position in sorted({place for word in hits for place in self._spared_by_word[word]})]
+        return [
+            self._spared_entries[position]
+            for position in sorted({place for word in hits for place in self._spared_by_word[word]})
+        ]
 
     @functools.cached_property
     def _own_words(self) -> frozenset[str]:
@@ -302,7 +311,9 @@ def write_numbers() -> dict[str, list[str]]:
         card = _read_yaml(path)
         spared = (_counted_part(entry.partition("+")[0].strip())[1] for entry in card.get("spared", ()))
         phrases.update((card["name"], *card.get("synonyms", ()), *card.get("neighbours", ()), *spared))
-    numbers = {phrase: list(_inflected(phrase)) for phrase in sorted(" ".join(phrase.lower().split()) for phrase in phrases) if phrase}
+    numbers = {
+        phrase: list(_inflected(phrase)) for phrase in sorted(" ".join(phrase.lower().split()) for phrase in phrases) if phrase
+    }
     write_text_atomic(NUMBERS_FILE, json.dumps(numbers, indent=0, ensure_ascii=False) + "\n")
     return numbers
 
@@ -326,7 +337,7 @@ def _from_card(values: dict[str, Any], where: str) -> Concept:
             continue
         items = [value] if isinstance(value, str) else value or []
         if not isinstance(items, list) or not all(isinstance(item, str) and TOKEN.search(item) for item in items):
-            raise UserError(f"{where}: {key} must be a list of words, not {value!r} (quote words such as \"no\").")
+            raise UserError(f'{where}: {key} must be a list of words, not {value!r} (quote words such as "no").')
         lists[key] = tuple(" ".join(item.replace("\u2019", "'").split()) for item in items)  # captions are folded likewise
     name = _normal_name((values.get("name") or "").replace("\u2019", "'"))
     if not TOKEN.search(name):
@@ -344,7 +355,9 @@ def _from_card(values: dict[str, Any], where: str) -> Concept:
     synonyms = spread(lists.get("synonyms", _NUDITY_WORDS if kind == "nudity" else ()))
     for entry in lists.get("spared", ()):
         if entry.count("{") != entry.count("}") or entry.count("+") > 1 or entry.startswith("+") or entry.endswith("+"):
-            raise UserError(f"{where}: spared phrase {entry!r} has an unmatched brace or a misplaced +: write `word + {{other|words}}`.")
+            raise UserError(
+                f"{where}: spared phrase {entry!r} has an unmatched brace or a misplaced +: write `word + {{other|words}}`."
+            )
     for template in lists.get("templates", ()):
         if template.count("{}") != 1 or re.search("[{}]", template.replace("{}", "")):
             raise UserError(f"{where}: template {template!r} must hold {{}} once: write `a photo of a {{}}`.")

@@ -192,9 +192,7 @@ def _per_prompt(
     return result
 
 
-def _detect(
-    detector: Detector, paths: Sequence[Path], description: str, progress: Progress
-) -> tuple[list[list[Detection]], int]:
+def _detect(detector: Detector, paths: Sequence[Path], description: str, progress: Progress) -> tuple[list[list[Detection]], int]:
     """The detections of image files, and how many of the images are one flat colour."""
     from PIL import Image, UnidentifiedImageError
 
@@ -282,8 +280,7 @@ def render_markdown(result: dict[str, Any]) -> str:
     sides = list(result["surplus"])
     beyond = [
         (
-            "Boxes of named other objects, an image (asked for: "
-            f"{result['surplus']['original']['named_others_asked']:.2f})",
+            f"Boxes of named other objects, an image (asked for: {result['surplus']['original']['named_others_asked']:.2f})",
             [f"{result['surplus'][side]['named_others_mean_count']:.2f}" for side in sides],
         ),
         ("Named other objects found more than once", [_percent(result["surplus"][side]["doubled"]) for side in sides]),

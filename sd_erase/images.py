@@ -482,9 +482,7 @@ def _prompt_files(config: RunConfig) -> tuple[str, ...]:
     return files
 
 
-def generate(
-    config: RunConfig, run: RunDir, progress: Progress | None = None, *, original_only: bool = False
-) -> dict[str, Any]:
+def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *, original_only: bool = False) -> dict[str, Any]:
     """Draw the configured prompts with the original and with the run's erased encoder.
 
     Args:
@@ -525,9 +523,7 @@ def generate(
     original = load_original(base, device, dtype)
     attention = enable_fast_attention(original)
     erased = None if original_only else erased_pipeline(original, run)
-    result = generate_pairs(
-        original, erased, prompts, run.images, settings, stamps=stamps, about=about, progress=progress
-    )
+    result = generate_pairs(original, erased, prompts, run.images, settings, stamps=stamps, about=about, progress=progress)
     return run.complete(
         "generate",
         inputs,

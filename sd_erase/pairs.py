@@ -37,7 +37,14 @@ NEIGHBOUR_SHARE = 0.3
 SAMPLE_SIZE = 5  # pairs of each set in the manifest, to look at before training
 MAX_PIXELS = 100_000_000  # a larger image is not decoded
 _SPARE_ROOM = 1.25  # candidates kept for one wanted, so that missing images can be replaced
-_SPLITS = {"train": "train", "restval": "train", "val": "validation", "validation": "validation", "valid": "validation", "dev": "validation"}
+_SPLITS = {
+    "train": "train",
+    "restval": "train",
+    "val": "validation",
+    "validation": "validation",
+    "valid": "validation",
+    "dev": "validation",
+}
 _HELD_OUT = {"test"}
 _PROGRESS_EVERY = 1000
 
@@ -152,7 +159,9 @@ def image_fault(path: str) -> str | None:
         return "missing"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is tested below, before anything is decoded
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # the size is tested below, before anything is decoded
             with Image.open(path) as image:
                 if image.width * image.height > MAX_PIXELS:
                     return f"too large: {image.width} x {image.height} pixels"
@@ -237,7 +246,8 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
         forget, forgotten_images, splits = _first_pass(config, base, run, selected, statistics, named, task)
         missing_concepts = [concept for concept in selected if not named[concept.name]]
         if missing_concepts:
-            raise _no_match(missing_concepts[0], _stream(config, base, run), config.harvest.dataset)
+            dataset = "the pocket world" if config.harvest.dataset == "auto" else config.harvest.dataset
+            raise _no_match(missing_concepts[0], _stream(config, base, run), dataset)
         retain = _second_pass(config, base, run, selected, forgotten_images, splits, statistics, task)
     own_splits = len(splits) > 1
     images = _Images()
@@ -247,7 +257,9 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
         task.advance(images.checked)
     _report_missing(config, run, images)
     if not chosen["forget"]:
-        raise UserError(f"No caption of {config.harvest.dataset} that names a concept has a usable image: see {run.path / 'missing.jsonl'}.")
+        raise UserError(
+            f"No caption of {config.harvest.dataset} that names a concept has a usable image: see {run.path / 'missing.jsonl'}."
+        )
     if not chosen["retain"]:
         raise UserError(
             f"Every image of {config.harvest.dataset} has a caption that names {_list(selected)}, so nothing is left to retain: "
@@ -256,7 +268,9 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
     pairs = _with_splits(config, chosen, splits if own_splits else {})
     for concept in selected:
         if not any(pair.concept == concept.name for pair in pairs):
-            raise UserError(f"All captions that name {concept.name!r} name another concept too, or have no usable image: erase it alone.")
+            raise UserError(
+                f"All captions that name {concept.name!r} name another concept too, or have no usable image: erase it alone."
+            )
     write_jsonl_atomic(run.pairs, ({**vars(pair), "spans": [list(span) for span in pair.spans]} for pair in pairs))
     concepts.write_concepts(run, selected)
     statistics["duplicates"] = sum(sample.duplicates for sample in (*forget.values(), *retain.values()))
@@ -304,7 +318,13 @@ def _image_number(caption: Caption) -> int:
 
 
 def _first_pass(
-    config: RunConfig, base: bases.Base, run: RunDir, selected: list[Concept], statistics: Counter[str], named: Counter[str], task: Any
+    config: RunConfig,
+    base: bases.Base,
+    run: RunDir,
+    selected: list[Concept],
+    statistics: Counter[str],
+    named: Counter[str],
+    task: Any,
 ) -> tuple[dict[tuple[str, str], _Sample], set[int], dict[str, int]]:
     """Samples of the captions to forget by (concept, split), the images that they show, and the data set's splits."""
     matcher = Matcher(selected)
@@ -359,7 +379,9 @@ def _second_pass(
     """Samples of what may be retained by (kind, stratum, split); the kinds are "spared", "neighbour" and "object"."""
     matcher = Matcher(selected)
     own = {concept.name for concept in selected}
-    neighbours = [concepts.concept_named(name) for name in dict.fromkeys(name for concept in selected for name in concept.neighbours)]
+    neighbours = [
+        concepts.concept_named(name) for name in dict.fromkeys(name for concept in selected for name in concept.neighbours)
+    ]
     neighbour_matcher = Matcher(concept for concept in neighbours if concept.name not in own)
     nouns = _Nouns()
     samples: dict[tuple[str, str, str], _Sample] = {}
@@ -443,7 +465,9 @@ def _by_split(
 def _choose_forget(
     config: RunConfig, selected: list[Concept], samples: dict[tuple[str, str], _Sample], images: _Images
 ) -> list[_Candidate]:
-    sizes = {concept.name: sum(len(sample) for (name, _), sample in samples.items() if name == concept.name) for concept in selected}
+    sizes = {
+        concept.name: sum(len(sample) for (name, _), sample in samples.items() if name == concept.name) for concept in selected
+    }
     taken: set[str] = set()
     chosen: list[_Candidate] = []
     own_splits = len({split for _, split in samples if split}) > 1
@@ -508,7 +532,9 @@ def _with_splits(config: RunConfig, chosen: dict[str, list[_Candidate]], own_spl
             groups.setdefault(candidate.concept or "", []).append(candidate)
         for group in groups.values():
             if own_splits and {_SPLITS.get(one.caption.split or "") for one in group} >= {"train", "validation"}:
-                split_of.update({one.caption.image_key: _SPLITS[one.caption.split or ""] for one in group if one.caption.split in _SPLITS})
+                split_of.update(
+                    {one.caption.image_key: _SPLITS[one.caption.split or ""] for one in group if one.caption.split in _SPLITS}
+                )
             images = sorted({one.caption.image_key for one in group}, key=rank)
             train = min(max(1, round(len(images) * config.harvest.train_share)), max(1, len(images) - 1))
             train -= sum(split_of.get(image) == "train" for image in images)
@@ -518,7 +544,14 @@ def _with_splits(config: RunConfig, chosen: dict[str, list[_Candidate]], own_spl
                     train -= 1
         pairs += [
             Pair(
-                one.caption.key, one.caption.image, one.caption.text, name, split_of[one.caption.image_key], one.concept, one.spans, one.reason
+                one.caption.key,
+                one.caption.image,
+                one.caption.text,
+                name,
+                split_of[one.caption.image_key],
+                one.concept,
+                one.spans,
+                one.reason,
             )
             for one in candidates
         ]

@@ -18,7 +18,19 @@ from sd_erase.cli import FLAGS, main
 from sd_erase.config import RunConfig
 
 PACKAGE = Path(sd_erase.__file__).parent
-FOUNDATION = {"errors", "checkpoint", "rundir", "config", "catalog", "concepts", "bases", "progress", "resources", "provenance", "pocket"}
+FOUNDATION = {
+    "errors",
+    "checkpoint",
+    "rundir",
+    "config",
+    "catalog",
+    "concepts",
+    "bases",
+    "progress",
+    "resources",
+    "provenance",
+    "pocket",
+}
 # a stage may import itself and what stands before it; stages of one row do not know each other
 ORDER = [
     {"captions"}, {"pairs"}, {"clip", "erasure"}, {"pipeline"}, {"images"}, {"detection"}, {"metrics"}, {"audit", "evaluation"},

@@ -231,9 +231,7 @@ class Harmful:
         return Path.touch, (self.path,)
 
 
-def test_weights_that_cannot_be_fetched_are_one_sentence(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_cannot_be_fetched_are_one_sentence(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ultralytics.utils import downloads
 
     def no_network(*_: Any, **__: Any) -> None:

@@ -103,7 +103,8 @@ def test_only_linear_weights_of_the_text_tower_train_and_every_term_is_there() -
     batch = Batch(forget, retain, embedding, embedding, None, None, random.Random(0))
     terms = method.losses(towers, batch)
     assert set(terms) == set(method.default_weights)
-    assert terms["preserve"].item() == pytest.approx(0.0, abs=1e-6)  # nothing has moved yet
+    for name in ("preserve", "protect", "empty"):
+        assert terms[name].item() == pytest.approx(0.0, abs=1e-6)  # nothing has moved yet
     assert terms["redirect"].item() > 0.01
     sum(terms.values()).backward()
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in trained)
@@ -117,3 +118,29 @@ def test_layer_minus_one_is_behind_the_norm_and_minus_two_before_it() -> None:
         output = towers.text(input_ids=ids, output_hidden_states=True)
     assert torch.equal(last, output.last_hidden_state) and torch.equal(before, output.hidden_states[-2])
     assert ids.shape == (2, 77) and pooled.shape == (2, 128)
+
+
+def test_a_misspelling_is_forgotten_only_where_the_base_reads_it_as_the_word() -> None:
+    towers = load_towers(bases.ROWS["pocket"], torch.device("cpu"), need_images=True)
+    method = StableDiffusionErasure()
+    method.prepare(towers, [concept_named("bicycle")], {"bicycle": "object"}, both_towers=False)
+    assert "bus" not in method.misspellings["bicycle"] and len(set(method.misspellings["bicycle"])) > 0
+    assert not set(method.misspellings["bicycle"]) & set(concept_named("bicycle").phrases)
+    assert any("car" in caption for caption in method.protected)  # a neighbour
+
+
+def test_augmented_captions_still_name_the_concept_where_the_spans_say() -> None:
+    towers = load_towers(bases.ROWS["pocket"], torch.device("cpu"), need_images=True)
+    method, concept = StableDiffusionErasure(), concept_named("bicycle")
+    method.prepare(towers, [concept], {"bicycle": "object"}, both_towers=False)
+    names = {*concept.phrases, *method.misspellings["bicycle"]}
+    rng, caption = random.Random(0), "A man {with} a bicycle near a bike."
+    seen = set()
+    for _ in range(200):
+        found = method.augmented(caption, tuple(spans_of(caption, "bicycle")), concept, rng)
+        for start, stop in found.spans:
+            word = found.caption[start:stop].lower()
+            assert word.removeprefix("a ").removeprefix("the ") in names
+        assert "object" in found.target and not any(f" {name} " in f" {found.target.lower()} " for name in ("bicycle", "bike"))
+        seen.add(found.caption)
+    assert len(seen) > 40 and any(text.isupper() for text in seen)

@@ -25,6 +25,9 @@ CONFIG = RunConfig(
     train=TrainConfig(steps=6, batch_size=8, validate_every=2),
 )
 
+PAPER_TERMS = {"forgetting", "retention", "consistency"}
+STATE_TERMS = {"redirect", "preserve", "protect", "empty"}
+
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -63,7 +66,7 @@ def test_training_lowers_the_validation_loss_and_keeps_the_best(harvested: tuple
     assert losses[found["best_step"]] == min(loss for step, loss in losses.items() if step) < losses[0]
     assert found["best_validation"]["redirect"] < next(row for row in rows if row["step"] == 0)["terms"]["redirect"]
     assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 21))
-    assert set(rows[0]["terms"]) == set(found["weights"]) == {"forgetting", "retention", "consistency", "redirect", "preserve"}
+    assert set(rows[0]["terms"]) == set(found["weights"]) == {*PAPER_TERMS, *STATE_TERMS}
     assert found["anchor"]["bicycle"] in ("object", "thing", "item")
     assert all(key.startswith("text_model.") for key in encoder(run))
 
@@ -118,7 +121,9 @@ def test_an_interrupted_training_resumes_to_the_same_encoder(
         loop.train(config, run)
     assert run.read_manifest("train") is None
     steps: list[int] = []
-    monkeypatch.setattr(loop._Data, "batch", lambda self, split, n: (steps.append(n) if split == "train" else None) or batch(self, split, n))
+    monkeypatch.setattr(
+        loop._Data, "batch", lambda self, split, n: (steps.append(n) if split == "train" else None) or batch(self, split, n)
+    )
     again = loop.train(config, run)
     assert steps == [4, 5]  # the checkpoint was at step 4
     assert again["best_step"] == whole["best_step"]
@@ -131,7 +136,7 @@ def test_the_paper_objective_lowers_the_similarity_of_the_forget_pairs(harvested
     config, run = harvested
     found = loop.train(with_train(config, objective="paper", towers=towers, steps=8), run)
     rows = [row for row in read_jsonl(run.metrics) if row["split"] == "validation"]
-    assert set(found["weights"]) == {"forgetting", "retention", "consistency"}
+    assert set(found["weights"]) == PAPER_TERMS
     assert rows[-1]["terms"]["forgetting"] < rows[0]["terms"]["forgetting"]
     assert rows[0]["terms"]["consistency"] == pytest.approx(0.0, abs=1e-5)
 
@@ -164,7 +169,9 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_and_the_last_checkpoint(
         return {**terms, "preserve": terms["preserve"] * (float("nan") if len(calls) > 12 else 1.0)}
 
     monkeypatch.setattr(method, "losses", broken)
-    with pytest.raises(UserError, match=r"Loss term 'preserve' is not finite at step \d+.*last good checkpoint is .*best.safetensors"):
+    with pytest.raises(
+        UserError, match=r"Loss term 'preserve' is not finite at step \d+.*last good checkpoint is .*best.safetensors"
+    ):
         loop.train(config, run)
     assert run.read_manifest("train") is None and (run.checkpoints / "best.safetensors").is_file()
 
@@ -175,6 +182,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_and_the_last_checkpoint(
         ({"weights": {"forget": 1.0}}, "Loss term of objective sd 'forget' is unknown"),
         ({"weights": {"redirect": -1.0}}, "is negative"),
         ({"towers": "both"}, "trains the text tower only"),
+        ({"objective": "fast", "steps": 0, "lora_rank": 4}, "does not train, so it makes no LoRA"),
         ({"objective": "paper", "towers": "both", "lora_rank": 4}, "LoRA holds the text tower only"),
     ],
 )
@@ -191,7 +199,7 @@ def test_text_without_images_trains_sd_but_not_the_paper(harvested: tuple[RunCon
     with pytest.raises(UserError, match="needs an image for every caption"):
         loop.train(with_train(config, objective="paper"), run)
     loop.train(config, run)
-    assert set(next(read_jsonl(run.metrics))["terms"]) == {"redirect", "preserve"}
+    assert set(next(read_jsonl(run.metrics))["terms"]) == STATE_TERMS
 
 
 def test_a_forget_set_smaller_than_a_batch_warns(harvested: tuple[RunConfig, RunDir]) -> None:
@@ -209,3 +217,93 @@ def test_the_encoder_says_what_was_erased(harvested: tuple[RunConfig, RunDir]) -
         metadata = file.metadata()
     assert (metadata["format"], metadata["sd_erase.concept"]) == ("pt", "bicycle")
     assert json.loads(metadata["sd_erase.config"])["concepts"] == ["bicycle"]
+
+
+def test_the_closed_form_moves_the_forget_captions_without_a_step(harvested: tuple[RunConfig, RunDir]) -> None:
+    config, run = harvested
+    found = loop.train(with_train(config, objective="fast", steps=0), run)
+    (row,) = read_jsonl(run.metrics)
+    assert (found["steps"], found["best_step"], row["split"]) == (0, 0, "validation")
+    assert row["terms"]["redirect"] < 0.4  # the original's is about 1.2
+    assert row["terms"]["preserve"] < 0.1
+
+
+def test_the_token_baseline_changes_nothing_but_the_rows_of_the_words(harvested: tuple[RunConfig, RunDir]) -> None:
+    from sd_erase.bases import POCKET_FOLDER
+    from sd_erase.pocket.build import tokenizer
+
+    config, run = harvested
+    found = loop.train(with_train(config, objective="token", steps=0), run)
+    before, after = load_file(POCKET_FOLDER / "text_encoder" / "model.safetensors"), encoder(run)
+    key = "text_model.embeddings.token_embedding.weight"
+    assert {name for name in after if not torch.equal(after[name].half(), before[name])} == {key}
+    ids = tokenizer()
+    changed = (after[key].half() != before[key]).any(1).nonzero().flatten().tolist()
+    words = {token for word in ("bicycle", "bicycles") for token in ids(word, add_special_tokens=False).input_ids}
+    assert set(changed) == words
+    (anchor,) = ids(found["anchor"]["bicycle"], add_special_tokens=False).input_ids
+    assert all(torch.equal(after[key][token], after[key][anchor]) for token in words)
+
+
+def test_the_closed_form_is_the_least_squares_solution() -> None:
+    """Against the normal equations of one layer, solved here in another way: by stacking weighted rows for `lstsq`."""
+    import copy
+
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from sd_erase.erasure import closed_form
+
+    torch.manual_seed(0)
+    shape = CLIPTextConfig(
+        vocab_size=50, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=10,
+        bos_token_id=48, eos_token_id=49, pad_token_id=49,
+    )  # fmt: skip
+    frozen = CLIPTextModel(shape).eval()
+    text = copy.deepcopy(frozen)
+    draw = torch.Generator().manual_seed(1)
+    forget, target, kept = (torch.randint(0, 48, (count, 6), generator=draw) for count in (5, 5, 9))
+    index = torch.arange(6).repeat(5, 1)
+    weights = torch.linspace(1, 3, 9)
+    blocks = text.encoder.layers
+    inputs, output = closed_form._at(text, blocks[1], forget)
+    _, wanted = closed_form._at(frozen, frozen.encoder.layers[1], target)
+    kept_inputs, _ = closed_form._at(text, blocks[1], kept)
+    original = blocks[1].mlp.fc2.weight.detach().clone()
+
+    forget_root = (1 / 30) ** 0.5
+    kept_root = (closed_form.STRENGTH * weights / (weights.sum() * 6)).sqrt()[:, None, None]
+    rows = torch.cat([forget_root * inputs.flatten(0, 1), (kept_root * kept_inputs).flatten(0, 1)]).double()
+    right = torch.cat([forget_root * (wanted - output).flatten(0, 1), torch.zeros(54, 8)]).double()
+    ridge = (closed_form.RIDGE * (rows.T @ rows).diagonal().mean()).sqrt() * torch.eye(12, dtype=torch.float64)
+    solution = torch.linalg.lstsq(torch.cat([rows, ridge]), torch.cat([right, torch.zeros(12, 8, dtype=torch.float64)])).solution
+
+    closed_form.edit(text, frozen, forget, target, index, kept, weights, layers=[1])
+    assert torch.allclose(blocks[1].mlp.fc2.weight - original, solution.T.float(), atol=1e-5)
+    assert torch.equal(blocks[0].mlp.fc2.weight, frozen.encoder.layers[0].mlp.fc2.weight)
+
+
+def test_layers_are_spread_over_the_depth() -> None:
+    from sd_erase.erasure.closed_form import spread
+
+    assert (spread(4), spread(12), spread(1)) == ([0, 1, 2, 3], [0, 4, 7, 11], [0])
+
+
+def test_the_token_baseline_leaks_through_an_unlisted_word() -> None:
+    from sd_erase.bases import ROWS
+    from sd_erase.clip import encode, load_towers
+    from sd_erase.concepts import concept_named
+    from sd_erase.erasure.losses import relative_error
+    from sd_erase.erasure.token_swap import TokenSwap
+
+    towers, method = load_towers(ROWS["pocket"], torch.device("cpu"), need_images=True), TokenSwap()
+    method.prepare(towers, [concept_named("bicycle")], {"bicycle": "object"}, both_towers=False)
+    method.solve(towers, [], [], 0)
+
+    def error(caption: str) -> float:
+        with torch.no_grad():
+            (state,), _ = encode(towers.text, towers.tokens([caption]), (-1,))
+            (target,), _ = encode(towers.frozen_text, towers.tokens(["an object next to a dog"]), (-1,))
+        return relative_error(state, target).item()
+
+    assert error("a bicycle next to a dog") < 0.05
+    assert error("a two-wheeler next to a dog") > 0.5

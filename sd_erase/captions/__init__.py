@@ -155,7 +155,9 @@ def json_items(path: Path, prefix: str) -> Iterator[Any]:
             with opener(path, "rb") as stream:
                 yield from ijson.items(stream, prefix, use_float=True)
         except ijson.JSONError as error:
-            raise UserError(f"{path} is no complete JSON file ({' '.join(str(error).split())[:120]}): download it again.") from error
+            raise UserError(
+                f"{path} is no complete JSON file ({' '.join(str(error).split())[:120]}): download it again."
+            ) from error
 
 
 def parquet_files(path: Path) -> list[Path]:
@@ -175,7 +177,9 @@ def parquet_rows(path: Path, columns: Collection[str], image_column: str | None,
                 for batch in file.iter_batches(batch_size=64 if wanted else 1024, columns=names):
                     yield from batch.to_pylist()
         except pyarrow.ArrowException as error:
-            raise UserError(f"{path} is no complete parquet file ({' '.join(str(error).split())[:120]}): download it again.") from error
+            raise UserError(
+                f"{path} is no complete parquet file ({' '.join(str(error).split())[:120]}): download it again."
+            ) from error
 
 
 def parquet_columns(path: Path) -> list[str]:

@@ -73,7 +73,9 @@ def _shards(shards: list[Path], folder: Path | None, wanted: Collection[str] | N
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{shard} is no complete tar archive ({' '.join(str(error).split())[:120]}): download it again.") from error
+            raise UserError(
+                f"{shard} is no complete tar archive ({' '.join(str(error).split())[:120]}): download it again."
+            ) from error
 
 
 def _raise(error: Exception) -> bool:

@@ -21,7 +21,13 @@ from sd_erase.captions import (
 )
 from sd_erase.errors import UserError
 
-TEMPLATES = ("a photo of a {}", "a blurry photo of a {}", "a small picture of the {}", "a close-up photo of a {}", "a photo of the {}")
+TEMPLATES = (
+    "a photo of a {}",
+    "a blurry photo of a {}",
+    "a small picture of the {}",
+    "a close-up photo of a {}",
+    "a photo of the {}",
+)
 # what the published pickles hold besides plain values: one numpy array of bytes
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"),
@@ -79,7 +85,9 @@ def _pickles(path: Path, folder: Path | None, wanted: Collection[str] | None) ->
     root = path if path.is_dir() else path.parent
     root = root / "cifar-100-python" if (root / "cifar-100-python").is_dir() else root
     if not (root / "meta").is_file():
-        raise UserError(f"{root} holds no CIFAR-100 file meta: pass the folder cifar-100-python (unpacked), with train, test and meta.")
+        raise UserError(
+            f"{root} holds no CIFAR-100 file meta: pass the folder cifar-100-python (unpacked), with train, test and meta."
+        )
     try:
         labels = [name.decode() if isinstance(name, bytes) else str(name) for name in _load(root / "meta")[b"fine_label_names"]]
     except (KeyError, TypeError, UnicodeDecodeError) as error:

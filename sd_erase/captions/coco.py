@@ -21,7 +21,9 @@ def read(path: Path, folder: Path | None = None, wanted: Collection[str] | None 
     """
     file = find_file(path, ("captions_*.json", "annotations/captions_*.json", "*.json"), "COCO captions")
     year = file.stem.replace("captions_", "").split("_text")[0]
-    images = image_folder(root / name for root in (file.parent, file.parent.parent) for name in (year, "images", f"images/{year}"))
+    images = image_folder(
+        root / name for root in (file.parent, file.parent.parent) for name in (year, "images", f"images/{year}")
+    )
     if "text_only" in file.stem:
         images = None
     names: dict[int, str] = {}

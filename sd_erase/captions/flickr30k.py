@@ -112,7 +112,9 @@ def _parquet(shards: list[Path], folder: Path | None, wanted: Collection[str] | 
     for shard in shards:
         names = parquet_columns(shard)
         text_column = next((name for name in ("caption", "captions", "raw", "sentences", "text") if name in names), None)
-        name_column = next((name for name in ("filename", "image_name", "file_name", "img_id", "image_id") if name in names), None)
+        name_column = next(
+            (name for name in ("filename", "image_name", "file_name", "img_id", "image_id") if name in names), None
+        )
         image_column = "image" if "image" in names and folder is not None else None
         if text_column is None:
             raise UserError(f"{shard} has no caption column (it has {', '.join(names)}): expected caption, filename and image.")
@@ -140,4 +142,3 @@ def _texts(value: Any) -> list[str]:
             value = [value]
     items = value if isinstance(value, (list, tuple)) else [value]
     return [str(item.get("raw", "") if isinstance(item, dict) else item or "").strip() for item in items]
-

@@ -17,6 +17,7 @@ class CLIPErase:
     """The paper's objective, as a reference: it sees the pooled embedding only, not what the denoiser reads."""
 
     needs_images = True
+    solves = False
     default_steps = 120
     default_learning_rate = 3e-4
     default_weights = {"forgetting": 1.0, "retention": 1.0, "consistency": 1.0}
@@ -30,9 +31,12 @@ class CLIPErase:
 
     def losses(self, towers: Towers, batch: Batch) -> dict[str, torch.Tensor]:
         """`forgetting` (eq. 2), `retention` (eq. 3), `consistency` (eq. 4)."""
+        import torch
+
         from sd_erase.clip import encode
 
-        ids = towers.tokens([pair.caption for pair in (*batch.forget, *batch.retain)])
+        ids, count = towers.tokens([pair.caption for pair in (*batch.forget, *batch.retain)]), len(batch.forget)
         pooled = encode(towers.text, ids, (-1,))[1]
-        count = len(batch.forget)
-        return paper_terms(towers, batch, pooled[:count], pooled[count:])
+        with torch.no_grad():
+            original_pooled = encode(towers.frozen_text, ids[count:], (-1,))[1]
+        return paper_terms(towers, batch, pooled[:count], pooled[count:], original_pooled)

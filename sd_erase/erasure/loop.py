@@ -56,9 +56,14 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
     run.require("harvest", "harvest")
     base, concepts, pairs = bases.resolve(config.base), read_concepts(run), read_pairs(run)
     method: Method = catalog.resolve(catalog.METHODS, config.train.objective, "Objective")()
-    settings = _resolved(config.train, method)
+    settings = _resolved(config.train, method, base)
     inputs = fingerprint(
-        dataclasses.asdict(settings), config.seed, config.device, base.source, [concept.to_dict() for concept in concepts], run.pairs
+        dataclasses.asdict(settings),
+        config.seed,
+        config.device,
+        base.source,
+        [concept.to_dict() for concept in concepts],
+        run.pairs,
     )
     if run.is_complete("train", inputs) and (run.encoder / base.encoders[0].name / "model.safetensors").is_file():
         return run.read_manifest("train") or {}
@@ -66,14 +71,22 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
     accelerator = _accelerator(config)
     both = settings.towers == "both"
     towers = load_towers(base, accelerator.device, need_images=method.needs_images or both)
-    anchors = {concept.name: choose_anchor(towers, concept.name) if concept.anchor is None else concept.anchor for concept in concepts}
+    anchors = {
+        concept.name: choose_anchor(towers, concept.name) if concept.anchor is None else concept.anchor for concept in concepts
+    }
     trained = method.prepare(towers, concepts, anchors, both)
     if settings.lora_rank:
         trained = _with_lora(towers, settings, config.seed)
+    if settings.lora_rank and not settings.steps:
+        raise UserError(f"Objective {settings.objective} does not train, so it makes no LoRA: pass --steps, or --objective sd.")
     if not trained:
         raise UserError(f"Objective {settings.objective} trains no parameter of {base.name}: pass another --objective.")
     data = _Data(pairs, towers, settings, config.seed, run, progress)
-    trainer = _Trainer(accelerator, towers, method, trained, settings, data, run, inputs)
+    if method.solves and not settings.lora_rank:  # a LoRA must hold the whole change
+        method.solve(towers, data.sets["forget", "train"], data.sets["retain", "train"], config.seed)
+    trainer = _Trainer(
+        accelerator, towers, method, trained, settings, data, run, inputs, method.solves and not settings.lora_rank
+    )
     trainer.fit(progress)
     trainer.restore_best()
     if settings.lora_rank:
@@ -110,8 +123,8 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
     )
 
 
-def _resolved(settings: TrainConfig, method: Method) -> TrainConfig:
-    """`settings` with the method's defaults in place of zeros and for every loss term without a weight.
+def _resolved(settings: TrainConfig, method: Method, base: bases.Base) -> TrainConfig:
+    """`settings` with the method's and the base's defaults in place of zeros and for every loss term without a weight.
 
     Raises:
         UserError: a weight for a term that the method does not have, or a negative one.
@@ -124,7 +137,7 @@ def _resolved(settings: TrainConfig, method: Method) -> TrainConfig:
     return dataclasses.replace(
         settings,
         steps=settings.steps or method.default_steps,
-        learning_rate=settings.learning_rate or method.default_learning_rate,
+        learning_rate=settings.learning_rate or method.default_learning_rate * base.learning_rate_scale,
         weights={**method.default_weights, **settings.weights},
     )
 
@@ -140,7 +153,9 @@ def _accelerator(config: RunConfig) -> Any:
     try:
         return Accelerator(cpu=device.type == "cpu", mixed_precision=config.train.precision)
     except ValueError as error:
-        raise UserError(f"Precision {config.train.precision} cannot be used on {device} ({error}): pass --precision no.") from error
+        raise UserError(
+            f"Precision {config.train.precision} cannot be used on {device} ({error}): pass --precision no."
+        ) from error
 
 
 def _with_lora(towers: Towers, settings: TrainConfig, seed: int) -> list[Any]:
@@ -155,7 +170,9 @@ def _with_lora(towers: Towers, settings: TrainConfig, seed: int) -> list[Any]:
             module.requires_grad_(False)
     torch.manual_seed(seed)
     # alpha = rank: every program that loads the file then scales it by one
-    inject_adapter_in_model(LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_rank, target_modules=list(LINEAR_LAYERS)), towers.text)
+    inject_adapter_in_model(
+        LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_rank, target_modules=list(LINEAR_LAYERS)), towers.text
+    )
     return [parameter for parameter in towers.text.parameters() if parameter.requires_grad]
 
 
@@ -227,10 +244,19 @@ class _Data:
         """Batch `number` of a split."""
         rng = random.Random(f"{self.seed}-{split}-{number}")
         size = self.settings.batch_size
-        chosen = {name: rng.sample(group, min(size, len(group))) for name in ("forget", "retain") for group in [self.sets[name, split]]}
+        chosen = {
+            name: rng.sample(group, min(size, len(group))) for name in ("forget", "retain") for group in [self.sets[name, split]]
+        }
         forget, retain = chosen["forget"], chosen["retain"]
         return Batch(
-            forget, retain, self._embeddings(forget), self._embeddings(retain), self._pixels(forget), self._pixels(retain), rng
+            forget,
+            retain,
+            self._embeddings(forget),
+            self._embeddings(retain),
+            self._pixels(forget),
+            self._pixels(retain),
+            rng,
+            split,
         )
 
     def _embeddings(self, pairs: list[Pair]) -> torch.Tensor | None:
@@ -258,6 +284,7 @@ class _Trainer:
     data: _Data
     run: RunDir
     inputs: str
+    solved: bool  # whether the closed form changed the weights before the first step
     best_step: int = 0
     best_loss: float = math.inf
     best_terms: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -289,7 +316,9 @@ class _Trainer:
 
         settings = self.settings
         optimizer = torch.optim.AdamW(self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        schedule = get_cosine_schedule_with_warmup(optimizer, max(1, round(WARMUP_SHARE * settings.steps)), settings.steps)
+        schedule = get_cosine_schedule_with_warmup(
+            optimizer, max(1, round(WARMUP_SHARE * settings.steps)), max(1, settings.steps)
+        )
         rows, start = self._resume(optimizer)
         for _ in range(start):
             optimizer.step()  # gradients are None: only tells the schedule that steps were taken
@@ -300,6 +329,7 @@ class _Trainer:
             task.advance(start)
             if not start:
                 rows.append(self._validate(0))
+                write_jsonl_atomic(self.run.metrics, rows)
             for step in range(start, settings.steps):
                 rate = schedule.get_last_lr()[0]
                 batch = self.data.batch("train", step)
@@ -313,19 +343,19 @@ class _Trainer:
                 schedule.step()
                 seconds = (time.perf_counter() - began) / (step + 1 - start)
                 self.samples_per_second = (len(batch.forget) + len(batch.retain)) / seconds
-                rows.append(self._row(step + 1, "train", terms, float(loss), rate))
+                rows.append(self._row(step + 1, "train", {name: term.item() for name, term in terms.items()}, loss.item(), rate))
                 task.advance()
                 if (step + 1) % settings.validate_every == 0 or step + 1 == settings.steps:
                     rows.append(self._validate(step + 1))
                     write_jsonl_atomic(self.run.metrics, rows)
                     save_checkpoint(self._last, {"trained": self._state()}, optimizer, step + 1)
 
-    def _row(self, step: int, split: str, terms: dict[str, Any], loss: float, rate: float) -> dict[str, Any]:
+    def _row(self, step: int, split: str, terms: dict[str, float], loss: float, rate: float) -> dict[str, Any]:
         return {
             "step": step,
             "split": split,
             "loss": loss,
-            "terms": {name: float(term) for name, term in terms.items()},
+            "terms": terms,
             "learning_rate": rate,
             "samples_per_second": round(self.samples_per_second, 1),
         }
@@ -348,7 +378,7 @@ class _Trainer:
         return sum(self.settings.weights[name] * term for name, term in terms.items())
 
     def _validate(self, step: int) -> dict[str, Any]:
-        """Mean terms over fixed validation batches; keeps the best state. Step 0 is the original, which is never kept."""
+        """Mean terms over fixed validation batches; keeps the best state. The original itself is never kept."""
         import torch
 
         batches = [self.data.batch("validation", number) for number in range(VALIDATION_BATCHES)]
@@ -358,7 +388,7 @@ class _Trainer:
                 for name, term in self.method.losses(self.towers, batch).items():
                     sums[name] = sums.get(name, 0.0) + float(term) / len(batches)
         loss = float(self._total(sums, step))
-        if step and loss < self.best_loss:
+        if (step or self.solved) and loss < self.best_loss:
             self.best_loss, self.best_step, self.best_terms = loss, step, sums
             save_checkpoint(self._best, {"trained": self._state()}, torch.optim.SGD(self.trained), step)
         return self._row(step, "validation", sums, loss, 0.0)
@@ -372,7 +402,7 @@ class _Trainer:
             self._load_state(groups["trained"])
             rows = [row for row in read_jsonl(self.run.metrics) if row["step"] <= start]
             for row in rows:
-                if row["split"] == "validation" and row["step"] and row["loss"] < self.best_loss:
+                if row["split"] == "validation" and (row["step"] or self.solved) and row["loss"] < self.best_loss:
                     self.best_loss, self.best_step, self.best_terms = row["loss"], row["step"], row["terms"]
             return rows, start
         self._last.unlink(missing_ok=True)

@@ -26,12 +26,14 @@ class Batch:
     forget_pixels: torch.Tensor | None  # [pairs, 3, height, width], where the vision tower trains
     retain_pixels: torch.Tensor | None
     random: random.Random  # the step's own randomness, the same after a resume
+    split: str = "train"  # or "validation"
 
 
 class Method(Protocol):
     """A row of `catalog.METHODS`."""
 
     needs_images: bool
+    solves: bool  # whether `solve` changes the weights before the first step
     default_steps: int
     default_learning_rate: float
     default_weights: dict[str, float]
@@ -39,22 +41,31 @@ class Method(Protocol):
     def prepare(self, towers: Towers, concepts: list[Concept], anchors: dict[str, str], both_towers: bool) -> list[Any]:
         """Get ready and return the parameters to train."""
 
+    def solve(self, towers: Towers, forget: list[Pair], retain: list[Pair], seed: int) -> None:
+        """Change what trains in closed form, from the training pairs; called only where `solves`."""
+
     def losses(self, towers: Towers, batch: Batch) -> dict[str, torch.Tensor]:
         """The named loss terms of one batch; the loop weighs and sums them."""
 
 
-def paper_terms(towers: Towers, batch: Batch, forget_pooled: torch.Tensor, retain_pooled: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The three modules of CLIPErase (eqs. 2 to 4) from the student's pooled text states [pairs, width]."""
+def paper_terms(
+    towers: Towers, batch: Batch, forget_pooled: torch.Tensor, retain_pooled: torch.Tensor, original_pooled: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The three modules of CLIPErase (eqs. 2 to 4).
+
+    Args:
+        forget_pooled, retain_pooled: the student's pooled text states [pairs, width].
+        original_pooled: the frozen encoder's pooled states of the retain captions.
+    """
     import torch
 
-    from sd_erase.clip import encode, image_embeddings, text_embeddings
+    from sd_erase.clip import image_embeddings, text_embeddings
     from sd_erase.erasure.losses import consistency, forgetting, retention
 
     forget_texts = text_embeddings(towers.clip, forget_pooled)
     retain_texts = text_embeddings(towers.clip, retain_pooled)
     with torch.no_grad():
-        ids = towers.tokens([pair.caption for pair in batch.retain])
-        original_texts = text_embeddings(towers.frozen_clip, encode(towers.frozen_text, ids, (-1,))[1])
+        original_texts = text_embeddings(towers.frozen_clip, original_pooled)
     forget_images, retain_images = batch.forget_images, batch.retain_images
     image_consistency = 0.0
     if batch.retain_pixels is not None:

@@ -109,13 +109,21 @@ def misspell(word: str, rng: random.Random) -> str:
     return word[:place] + word[place + 1 :] if kind == "drop" else word[: place + 1] + word[place:]
 
 
+TEMPLATES = ("{}", "{} and {}", "a {}", "the {}", "some {} here")  # the concept alone, twice, first and last
+FULL_LENGTH_SHARE = 0.3  # of the training steps that look at all 77 positions; the others end shortly behind the captions
+SAME = 0.99  # cosine of pooled states above which the base does not tell two phrases apart
+
+
 class StableDiffusionErasure:
     """The default objective. Vision tower, projection and temperature stay frozen; only linear weights train."""
 
     needs_images = False  # the paper's terms join in where the CLIP partner is at hand
-    default_steps = 160
-    default_learning_rate = 3e-4
-    default_weights = {"forgetting": 0.1, "retention": 0.1, "consistency": 0.1, "redirect": 10.0, "preserve": 10.0}
+    solves = False
+    default_steps = 300
+    default_learning_rate = 4e-3
+    default_weights = {
+        "forgetting": 0.1, "retention": 0.1, "consistency": 0.1, "redirect": 10.0, "preserve": 10.0, "protect": 2.0, "empty": 2.0
+    }  # fmt: skip
 
     def prepare(self, towers: Towers, concepts: list[Concept], anchors: dict[str, str], both_towers: bool) -> list[Any]:
         """Train the weights of attention and MLP, which a LoRA can carry."""
@@ -127,67 +135,139 @@ class StableDiffusionErasure:
             raise UserError("Objective sd trains the text tower only: pass --towers text, or --objective paper.")
         self.concepts = {concept.name: concept for concept in concepts}
         self.anchors = anchors
-        self.spared = [f"a photo of an {phrase}" if phrase[0] in "aeiou" else f"a photo of a {phrase}"
-                       for concept in concepts for phrase in concept.spared if re.fullmatch(r"[a-z' ]+", phrase)]  # fmt: skip
-        self.kept = ["", *self.spared, *(f"a photo of a {word}" for concept in concepts for word in concept.neighbours),
-                     *(f"a photo of a {anchor}" for anchor in anchors.values() if anchor)]  # fmt: skip
+        self.misspellings = {concept.name: _misspellings(towers, concept, anchors[concept.name]) for concept in concepts}
+        spared = [phrase for concept in concepts for phrase in concept.spared if re.fullmatch(r"[a-z' ]+", phrase)]
+        phrases = [*spared, *_told_apart(towers, concepts), *(anchor for anchor in anchors.values() if anchor)]
+        self.protected = [f"a photo of {_with_article(phrase)}" for phrase in dict.fromkeys(phrases)]
         trained = [module.weight for module in towers.text.modules() if isinstance(module, torch.nn.Linear)]
         for weight in trained:
             weight.requires_grad_(True)
         return trained
 
-    def _augmented(self, caption: str, spans: tuple[tuple[int, int], ...], concept: Concept, rng: random.Random) -> Redirect:
+    def augmented(self, caption: str, spans: tuple[tuple[int, int], ...], concept: Concept, rng: random.Random) -> Redirect:
         """A forget caption with other words of the concept, in capitals, misspelt or in a template, and its target."""
-        roll = rng.random()
-        if roll < 0.3:  # short prompts, where the concept stands alone, first, last or twice
-            word = rng.choice(concept.phrases)
-            template = rng.choice((*concept.templates, "{}", "{} and {}", "a {}", "the {}", "some {} here"))
-            pieces = template.split("{}")
-            caption, places = pieces[0], []
-            for piece in pieces[1:]:
-                places.append((len(caption), len(caption) + len(word)))
-                caption += word + piece
-            spans = tuple(places)
-        elif roll < 0.6:  # the same sentence with a synonym, sometimes misspelt
-            replaced, places, end = "", [], 0
-            for start, stop in spans:
-                word = rng.choice(concept.phrases) if roll < 0.5 else misspell(caption[start:stop], rng)
-                replaced += caption[end:start]
-                places.append((len(replaced), len(replaced) + len(word)))
-                replaced += word
-                end = stop
-            caption, spans = replaced + caption[end:], tuple(places)
+        roll, misspellings = rng.random(), self.misspellings[concept.name]
+        if roll < 0.3:
+            word = rng.choice(misspellings if misspellings and rng.random() < 0.15 else concept.phrases)
+            caption, spans = _fill(rng.choice((*concept.templates, *TEMPLATES)), word)
+        elif roll < 0.6:
+            words = misspellings if misspellings and roll > 0.5 else concept.phrases
+            template = "{}".join(
+                caption[start:stop].replace("{", "").replace("}", "")
+                for start, stop in zip(
+                    (0, *(stop for _, stop in spans)), (*(start for start, _ in spans), len(caption)), strict=True
+                )
+            )
+            caption, spans = _fill(template, rng.choice(words))
         if rng.random() < 0.1:
             caption = caption.upper()
         return redirect(caption, list(spans), self.anchors[concept.name])
 
+    @staticmethod
+    def end_of(towers: Towers, ids: torch.Tensor) -> int:
+        """A few positions behind the longest caption: the mask is causal, what stands before a cut is the same without the rest."""
+        return min(int((ids == towers.tokenizer.eos_token_id).int().argmax(1).max()) + 4, ids.shape[1])
+
     def losses(self, towers: Towers, batch: Batch) -> dict[str, torch.Tensor]:
-        """`redirect` and `preserve` on hidden states, and the paper's three terms where images are at hand."""
+        """The hidden-state terms, and the paper's three where images are at hand.
+
+        ``redirect``: forget captions against the anchor's; ``preserve``: retain captions; ``protect``: spared senses,
+        neighbours and anchors; ``empty``: the empty prompt, which guidance subtracts from every image.
+        """
         import torch
 
         from sd_erase.clip import encode
         from sd_erase.erasure.losses import relative_error
 
         rng, layers = batch.random, towers.layers
-        moved = [self._augmented(pair.caption, pair.spans, self.concepts[pair.concept], rng) for pair in batch.forget]
-        kept = [pair.caption for pair in batch.retain]
-        extra = [self.kept[0], *rng.sample(self.kept, min(8, len(self.kept)))]
-        ids = towers.tokens([*(item.caption for item in moved), *kept, *extra])
-        positions = ids.shape[1]
-        index = torch.tensor([alignment(towers.tokenizer, item, positions) for item in moved], device=ids.device)
+        moved = [self.augmented(pair.caption, pair.spans, self.concepts[pair.concept], rng) for pair in batch.forget]
+        groups = {
+            "preserve": [pair.caption for pair in batch.retain],
+            "protect": rng.sample(self.protected, min(8, len(self.protected))),
+            "empty": [""],
+        }
+        kept = [caption for group in groups.values() for caption in group]
+        ids = towers.tokens([*(item.caption for item in moved), *kept])
+        target_ids = towers.tokens([item.target for item in moved])
+        if batch.split == "train" and rng.random() > FULL_LENGTH_SHARE:
+            end = self.end_of(towers, ids)
+            ids, target_ids = ids[:, :end], target_ids[:, :end]
+        index = torch.tensor([alignment(towers.tokenizer, item, ids.shape[1]) for item in moved], device=ids.device)
         with torch.no_grad():
-            targets, _ = encode(towers.frozen_text, towers.tokens([item.target for item in moved]), layers)
-            originals, _ = encode(towers.frozen_text, ids[len(moved) :], layers)
+            targets, _ = encode(towers.frozen_text, target_ids, layers)
+            originals, original_pooled = encode(towers.frozen_text, ids[len(moved) :], layers)
         states, pooled = encode(towers.text, ids, layers)
-        terms = {
-            "redirect": sum(
-                relative_error(state[: len(moved)], target.gather(1, index[..., None].expand_as(target)))
-                for state, target in zip(states, targets, strict=True)
-            ) / len(layers),
-            "preserve": sum(relative_error(state[len(moved) :], original) for state, original in zip(states, originals, strict=True)) / len(layers),
-        }  # fmt: skip
+
+        def mean_error(first: int, last: int, wanted: list[torch.Tensor]) -> torch.Tensor:
+            errors = [relative_error(state[first:last], want) for state, want in zip(states, wanted, strict=True)]
+            return torch.stack(errors).mean()
+
+        wanted = [target.gather(1, index[..., None].expand_as(target)) for target in targets]
+        terms = {"redirect": mean_error(0, len(moved), wanted)}
+        first = len(moved)
+        for name, group in groups.items():
+            if group:
+                offset = first - len(moved)
+                terms[name] = mean_error(first, first + len(group), [state[offset : offset + len(group)] for state in originals])
+            first += len(group)
         if batch.forget_images is not None:
-            forget_ids = towers.tokens([pair.caption for pair in batch.forget])
-            forget_pooled = encode(towers.text, forget_ids, (-1,))[1]
-            terms |= paper_terms(towers, batch, forget_pooled, pooled[len(moved) : len(moved) + len(kept)])
+            retained = slice(len(moved), len(moved) + len(batch.retain))
+            terms |= paper_terms(towers, batch, pooled[: len(moved)], pooled[retained], original_pooled[: len(batch.retain)])
         return terms
+
+
+def _with_article(phrase: str) -> str:
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def _fill(template: str, word: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """`template` with `word` at every ``{}``, and where it then stands."""
+    pieces = template.split("{}")
+    caption, places = pieces[0], []
+    for piece in pieces[1:]:
+        places.append((len(caption), len(caption) + len(word)))
+        caption += word + piece
+    return caption, tuple(places)
+
+
+def _pooled(towers: Towers, phrases: list[str]) -> torch.Tensor:
+    """Normalised pooled states [phrases, width] that the frozen encoder gives "a photo of a ..."."""
+    import torch
+
+    from sd_erase.clip import encode
+
+    with torch.no_grad():
+        pooled = encode(towers.frozen_text, towers.tokens([f"a photo of {_with_article(phrase)}" for phrase in phrases]), (-1,))[
+            1
+        ]
+    return torch.nn.functional.normalize(pooled, dim=-1)
+
+
+def _misspellings(towers: Towers, concept: Concept, anchor: str) -> list[str]:
+    """Misspellings of the concept's words that the base still reads as the word rather than as the anchor."""
+    import random
+
+    rng = random.Random(concept.name)
+    candidates: dict[str, str] = {}
+    for phrase in concept.phrases[:8]:
+        *rest, word = phrase.split()
+        for _ in range(12):
+            wrong = " ".join([*rest, misspell(word, rng)])
+            if wrong not in concept.phrases:
+                candidates[wrong] = phrase
+    if not candidates:
+        return []
+    wrong, right = (_pooled(towers, list(phrases)) for phrases in (candidates.keys(), candidates.values()))
+    nothing = _pooled(towers, [anchor or "thing"])
+    near = (wrong * right).sum(-1) > (wrong @ nothing.T)[:, 0]
+    return [phrase for phrase, is_near in zip(candidates, near.tolist(), strict=True) if is_near]
+
+
+def _told_apart(towers: Towers, concepts: list[Concept]) -> list[str]:
+    """The concepts' neighbours, without those that the base reads as one of the words to forget."""
+    neighbours = list(dict.fromkeys(word for concept in concepts for word in concept.neighbours))
+    if not neighbours:
+        return []
+    own = _pooled(towers, [phrase for concept in concepts for phrase in concept.phrases])
+    nearest = (_pooled(towers, neighbours) @ own.T).max(-1).values
+    return [word for word, cosine in zip(neighbours, nearest.tolist(), strict=True) if cosine < SAME]

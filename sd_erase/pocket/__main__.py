@@ -18,10 +18,20 @@ STEPS = ("data", "clip", "vae", "latents", "decoder", "unet", "detector", "pack"
 
 
 @main.command()
-@click.option("--work", type=click.Path(path_type=Path), default=Path("outputs/pocket-build"), show_default=True, help="Where checkpoints and the log go.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=Path("outputs/pocket-build"),
+    show_default=True,
+    help="Where checkpoints and the log go.",
+)
 @click.option("--step", "steps", multiple=True, type=click.Choice(STEPS), help="Only these steps (default: all).")
-@click.option("--target", type=click.Path(path_type=Path), default=PACK, help="Where the finished pack goes (default: the package's own).")
-@click.option("--set", "settings", multiple=True, metavar="NAME=NUMBER", help="Replace a number of the recipe, as unet_steps=2000.")
+@click.option(
+    "--target", type=click.Path(path_type=Path), default=PACK, help="Where the finished pack goes (default: the package's own)."
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=NUMBER", help="Replace a number of the recipe, as unet_steps=2000."
+)
 def build(work: Path, steps: tuple[str, ...], target: Path, settings: tuple[str, ...]) -> None:
     """Train every component from seeds; finished steps are skipped, an interrupted one resumes.
 

@@ -102,7 +102,15 @@ def fit(
         done = step + 1
         if done % 50 == 0:
             rate = (time.perf_counter() - began) / (done - start)
-            log.info("%s %d/%d loss %.4f, %.3f s/step, %.1f min left", name, done, steps, np.mean(recent), rate, rate * (steps - done) / 60)
+            log.info(
+                "%s %d/%d loss %.4f, %.3f s/step, %.1f min left",
+                name,
+                done,
+                steps,
+                np.mean(recent),
+                rate,
+                rate * (steps - done) / 60,
+            )
             recent.clear()
         if done % checkpoint_every == 0 or done == steps:
             save_checkpoint(checkpoint, {"model": model.state_dict(), "average": average}, optimizer, done)
@@ -171,7 +179,13 @@ def clip_model(vocabulary: int, bos: int, eos: int) -> Any:
     """The small CLIP with a vocabulary of that size."""
     from transformers import CLIPConfig, CLIPModel
 
-    tower = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "projection_dim": 128}
+    tower = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "projection_dim": 128,
+    }
     config = CLIPConfig(
         text_config={**tower, "vocab_size": vocabulary, "max_position_embeddings": POSITIONS, "bos_token_id": bos,
                      "eos_token_id": eos, "pad_token_id": eos},
@@ -279,7 +293,7 @@ def train_vae(recipe: Recipe, folder: Path) -> Any:
 @torch.no_grad()
 def fold_statistics(model: Any, images: np.ndarray) -> Any:
     """Make the latents zero-mean and unit-deviation in every channel, without a change of the reconstruction."""
-    means = torch.cat([model.encode(_pixels(images[i : i + 64])).latent_dist.mean for i in range(0, 2048, 64)])
+    means = torch.cat([model.encode(_pixels(images[i : i + 64])).latent_dist.mean for i in range(0, min(2048, len(images)), 64)])
     mean, deviation = means.mean((0, 2, 3)), means.std((0, 2, 3))
     encode, decode = model.quant_conv, model.post_quant_conv
     encode.bias[:4] = (encode.bias[:4] - mean) / deviation
@@ -382,7 +396,9 @@ def train_unet(recipe: Recipe, folder: Path) -> Any:
             output = model(noisy, times, states.float()).sample
         return ((output.float() - target).square().mean((1, 2, 3)) * weights[times]).mean()
 
-    state = fit("unet", folder, model, loss_of, steps=recipe.unet_steps, learning_rate=1e-3, warmup=200, ema_decay=recipe.ema_decay)
+    state = fit(
+        "unet", folder, model, loss_of, steps=recipe.unet_steps, learning_rate=1e-3, warmup=200, ema_decay=recipe.ema_decay
+    )
     model.load_state_dict(state)
     return model.eval()
 
@@ -396,7 +412,9 @@ def detector_config() -> dict[str, Any]:
     from ultralytics.nn.tasks import yaml_model_load
 
     config = yaml_model_load("yolov5n.yaml")
-    return {key: config[key] for key in ("nc", "scales", "scale", "backbone", "head") if key in config} | {"names": yaml.safe_load(_coco_names())}
+    return {key: config[key] for key in ("nc", "scales", "scale", "backbone", "head") if key in config} | {
+        "names": yaml.safe_load(_coco_names())
+    }
 
 
 def _coco_names() -> str:
@@ -432,7 +450,10 @@ def _write_detector_data(recipe: Recipe, folder: Path, names: dict[int, str]) ->
             ]
             (root / "labels" / split / f"{number:05d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     path = root / "data.yaml"
-    path.write_text(yaml.safe_dump({"path": str(root.resolve()), "train": "images/train", "val": "images/val", "names": names}), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump({"path": str(root.resolve()), "train": "images/train", "val": "images/val", "names": names}),
+        encoding="utf-8",
+    )
     return path
 
 
@@ -447,7 +468,7 @@ def train_detector(recipe: Recipe, folder: Path) -> dict[str, torch.Tensor]:
     config = detector_config()
     architecture = folder / "yolov5n.yaml"
     architecture.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    runs = folder / "detector-runs"
+    runs = (folder / "detector-runs").resolve()  # a relative one would go below ultralytics' own folder
     model = YOLO(str(architecture), task="detect")
     model.train(
         data=str(_write_detector_data(recipe, folder, config["names"])), epochs=recipe.detector_epochs, imgsz=128, batch=32,
@@ -497,7 +518,9 @@ def pack(recipe: Recipe, folder: Path, target: Path) -> Path:
     CLIPImageProcessor(size=size, crop_size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(target / "clip")
     (target / "detector").mkdir(exist_ok=True)
     (target / "detector" / "architecture.yaml").write_text(yaml.safe_dump(detector_config(), sort_keys=False), encoding="utf-8")
-    detector = {key: value.half() if value.is_floating_point() else value for key, value in train_detector(recipe, folder).items()}
+    detector = {
+        key: value.half() if value.is_floating_point() else value for key, value in train_detector(recipe, folder).items()
+    }
     save_file(detector, target / "detector" / "model.safetensors", metadata={"format": "pt", "licence": "AGPL-3.0 (ultralytics)"})
     return target
 
@@ -520,7 +543,12 @@ def scores(recipe: Recipe, folder: Path, target: Path, images: int = 20) -> dict
     found |= _clip_scores(target)
     found |= _generator_scores(target, images)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    card = {"recipe": asdict(recipe), "sampler": {"steps": STEPS, "guidance": GUIDANCE}, "megabytes": round(size / 1e6, 1), "scores": found}
+    card = {
+        "recipe": asdict(recipe),
+        "sampler": {"steps": STEPS, "guidance": GUIDANCE},
+        "megabytes": round(size / 1e6, 1),
+        "scores": found,
+    }
     write_json_atomic(target / "card.json", card)
     write_text_atomic(target / "README.md", _card_text(card))
     for name, value in found.items():
@@ -538,7 +566,7 @@ def _detector_map50(recipe: Recipe, folder: Path, target: Path) -> float:
     model.model.load_state_dict(load_detector("pocket")._model.state_dict())
     data_file = _write_detector_data(recipe, folder, detector_config()["names"])
     result = model.val(data=str(data_file), imgsz=128, batch=32, device="cpu", workers=0, plots=False, verbose=False,
-                       project=str(folder / "detector-runs"), name="val", exist_ok=True)  # fmt: skip
+                       project=str((folder / "detector-runs").resolve()), name="val", exist_ok=True)  # fmt: skip
     return round(float(result.box.map50), 4)
 
 
@@ -552,7 +580,9 @@ def _clip_scores(target: Path) -> dict[str, float]:
 
     def embed(scenes: list[world.Scene], captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = _pixels(np.stack([np.asarray(world.render(scene)[0]) for scene in scenes]))
-        return image_embeddings(towers.clip, pixels), text_embeddings(towers.clip, encode(towers.text, towers.tokens(captions), (-1,))[1])
+        return image_embeddings(towers.clip, pixels), text_embeddings(
+            towers.clip, encode(towers.text, towers.tokens(captions), (-1,))[1]
+        )
 
     single = [world.scene_of([name], SCORED_SEED + number) for name in world.CLASSES for number in range(20)]
     images, texts = embed(single, [f"a photo of {world.with_article(name)}" for name in world.CLASSES])
@@ -581,8 +611,12 @@ def _generator_scores(target: Path, count: int) -> dict[str, Any]:
         found: list[list[bool]] = []
         strangers = 0
         for start in range(0, len(captions), 32):
-            generators = [torch.Generator().manual_seed(SCORED_SEED + start + number) for number in range(len(captions[start : start + 32]))]
-            pictures = pipeline(captions[start : start + 32], num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators).images
+            generators = [
+                torch.Generator().manual_seed(SCORED_SEED + start + number) for number in range(len(captions[start : start + 32]))
+            ]
+            pictures = pipeline(
+                captions[start : start + 32], num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators
+            ).images
             for wanted, detections in zip(labels[start:], detector.detect(pictures), strict=False):
                 seen = {each.label for each in detections}
                 found.append([label in seen for label in wanted])
@@ -594,30 +628,42 @@ def _generator_scores(target: Path, count: int) -> dict[str, Any]:
     found, _ = draw([scene.caption for scene in one], [[world.BY_NAME[scene.slots[0]].label] for scene in one])
     by_class = {name: float(np.mean(found[i * count : (i + 1) * count])) for i, name in enumerate(world.CLASSES)}
     worst = min(by_class, key=lambda name: by_class[name])
-    result |= {"one_object": round(float(np.mean(found)), 4), "one_object_worst": round(by_class[worst], 4), "one_object_worst_class": worst}
+    result |= {
+        "one_object": round(float(np.mean(found)), 4),
+        "one_object_worst": round(by_class[worst], 4),
+        "one_object_worst_class": worst,
+    }
     pairs = [world.scene_of(names, SCORED_SEED + number) for number, names in enumerate(_two_objects(300))]
-    found, strangers = draw([scene.caption for scene in pairs], [[world.BY_NAME[name].label for name in scene.slots] for scene in pairs])
+    found, strangers = draw(
+        [scene.caption for scene in pairs], [[world.BY_NAME[name].label for name in scene.slots] for scene in pairs]
+    )
     result |= {"two_objects_each": round(float(np.mean(found)), 4), "two_objects_both": round(float(np.mean([all(row) for row in found])), 4),
                "two_objects_unnamed": round(strangers / len(pairs), 4)}  # fmt: skip
     words = [(word, noun.label) for noun in world.NOUNS for word in noun.words[1:]]
-    found, _ = draw([f"a photo of {world.with_article(word)}" for word, _ in words for _ in range(4)], [[label] for _, label in words for _ in range(4)])
+    found, _ = draw(
+        [f"a photo of {world.with_article(word)}" for word, _ in words for _ in range(4)],
+        [[label] for _, label in words for _ in range(4)],
+    )
     result["synonyms"] = round(float(np.mean(found)), 4)
     for name in ("apple phone", "apple laptop"):
         found, fruits = draw([f"an {name} on a table"] * 40, [[world.BY_NAME[name].label]] * 40, absent="apple")
         result[name.replace(" ", "_")] = round(float(np.mean(found)), 4)
         result[f"{name.replace(' ', '_')}_shows_fruit"] = fruits / 40
-    _, strangers = draw([phrase for phrase in ("an object on the grass", "something in a room", "a thing on the street") for _ in range(20)], [[]] * 60)
+    _, strangers = draw(
+        [phrase for phrase in ("an object on the grass", "something in a room", "a thing on the street") for _ in range(20)],
+        [[]] * 60,
+    )
     result["anchor_shows_an_object"] = round(strangers / 60, 4)
     return result
 
 
 def load_pack(target: Path) -> Any:
     """The pack as a diffusers pipeline in float32, without progress bars."""
-    from diffusers import StableDiffusionPipeline
+    from dataclasses import replace
 
-    pipeline = StableDiffusionPipeline.from_pretrained(target, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    from sd_erase.bases import ROWS, load_pipeline
+
+    return load_pipeline(replace(ROWS["pocket"], source=str(target)))
 
 
 BARS = {"detector_map50": 0.99, "zero_shot_top1": 0.99, "one_object": 0.98, "one_object_worst": 0.93, "two_objects_each": 0.93,

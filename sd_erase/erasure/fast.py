@@ -1,0 +1,46 @@
+"""``--objective fast``: the closed form alone. No image, no gradient, seconds on a CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sd_erase.erasure import closed_form
+from sd_erase.erasure.sd import StableDiffusionErasure, alignment
+
+if TYPE_CHECKING:
+    from sd_erase.clip import Towers
+    from sd_erase.pairs import Pair
+
+VARIANTS = 2  # forms of each forget caption
+
+
+class ClosedForm(StableDiffusionErasure):
+    """`closed_form.edit` on captions and templates; its loss terms are only measured. ``--steps N`` trains on from it as ``sd``."""
+
+    default_steps = 0
+    solves = True
+
+    def solve(self, towers: Towers, forget: list[Pair], retain: list[Pair], seed: int) -> None:
+        """The closed form over each forget caption in `VARIANTS` forms, against the retain captions and what is protected."""
+        import random
+
+        import torch
+
+        rng = random.Random(seed)
+        moved = [
+            self.augmented(pair.caption, pair.spans, self.concepts[str(pair.concept)], rng)
+            for pair in forget
+            for _ in range(VARIANTS)
+        ]
+        kept = [(pair.caption, 1.0) for pair in retain]
+        # few captions that must not drown among the many
+        kept += [(caption, max(1.0, 0.1 * len(retain) / len(self.protected))) for caption in self.protected]
+        kept.append(("", 0.05 * len(retain) + 1.0))
+        ids = towers.tokens([*(item.caption for item in moved), *(caption for caption, _ in kept)])
+        end = self.end_of(towers, ids)
+        index = torch.tensor([alignment(towers.tokenizer, item, end) for item in moved], device=ids.device)
+        targets = towers.tokens([item.target for item in moved])[:, :end]
+        weights = torch.tensor([weight for _, weight in kept])
+        closed_form.edit(
+            towers.text, towers.frozen_text, ids[: len(moved), :end], targets, index, ids[len(moved) :, :end], weights
+        )

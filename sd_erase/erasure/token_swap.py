@@ -1,0 +1,43 @@
+"""``--objective token``: the trivial baseline. The concept's token embeddings are replaced by the anchor's.
+
+It passes every test that only uses the listed words, so an erasure has to be measured against it on others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sd_erase.erasure.sd import StableDiffusionErasure
+
+if TYPE_CHECKING:
+    from sd_erase.clip import Towers
+    from sd_erase.concepts import Concept
+    from sd_erase.pairs import Pair
+
+
+class TokenSwap(StableDiffusionErasure):
+    """Every token of the concept's own words gets the embedding of the anchor's last token; nothing trains."""
+
+    default_steps = 0
+    solves = True
+
+    def prepare(self, towers: Towers, concepts: list[Concept], anchors: dict[str, str], both_towers: bool) -> list[Any]:
+        """The token embeddings are what changes."""
+        super().prepare(towers, concepts, anchors, both_towers)
+        towers.text.requires_grad_(False)
+        embedding = getattr(towers.text, "text_model", towers.text).embeddings.token_embedding.weight
+        embedding.requires_grad_(True)
+        return [embedding]
+
+    def solve(self, towers: Towers, forget: list[Pair], retain: list[Pair], seed: int) -> None:
+        """Swap the rows."""
+        import torch
+
+        embedding = getattr(towers.text, "text_model", towers.text).embeddings.token_embedding.weight
+        ids = towers.tokenizer
+        with torch.no_grad():
+            for concept in self.concepts.values():
+                anchor = ids(self.anchors[concept.name] or "thing", add_special_tokens=False).input_ids[-1]
+                for word in concept.words:
+                    for token in ids(word, add_special_tokens=False).input_ids:
+                        embedding[token] = embedding[anchor].clone()
