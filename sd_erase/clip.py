@@ -45,6 +45,14 @@ class Towers:
             list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         ).input_ids.to(self.text.device)
 
+    def end_of(self, ids: torch.Tensor) -> int:
+        """A few positions behind the longest caption: the mask is causal, what stands before a cut is the same without the rest.
+
+        Args:
+            ids: [captions, positions].
+        """
+        return min(int((ids == self.tokenizer.eos_token_id).int().argmax(1).max()) + 4, ids.shape[1])
+
 
 def encode(text: Any, ids: torch.Tensor, layers: Sequence[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The hidden states that a denoiser reads, and the pooled end-of-text state.

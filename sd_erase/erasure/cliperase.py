@@ -36,6 +36,7 @@ class CLIPErase:
         from sd_erase.clip import encode
 
         ids, count = towers.tokens([pair.caption for pair in (*batch.forget, *batch.retain)]), len(batch.forget)
+        ids = ids[:, : towers.end_of(ids)]  # the pooled state stands at end-of-text
         pooled = encode(towers.text, ids, (-1,))[1]
         with torch.no_grad():
             original_pooled = encode(towers.frozen_text, ids[count:], (-1,))[1]

@@ -37,7 +37,7 @@ class ClosedForm(StableDiffusionErasure):
         kept += [(caption, max(1.0, 0.1 * len(retain) / len(self.protected))) for caption in self.protected]
         kept.append(("", 0.05 * len(retain) + 1.0))
         ids = towers.tokens([*(item.caption for item in moved), *(caption for caption, _ in kept)])
-        end = self.end_of(towers, ids)
+        end = towers.end_of(ids)
         index = torch.tensor([alignment(towers.tokenizer, item, end) for item in moved], device=ids.device)
         targets = towers.tokens([item.target for item in moved])[:, :end]
         weights = torch.tensor([weight for _, weight in kept])

@@ -163,11 +163,6 @@ class StableDiffusionErasure:
             caption = caption.upper()
         return redirect(caption, list(spans), self.anchors[concept.name])
 
-    @staticmethod
-    def end_of(towers: Towers, ids: torch.Tensor) -> int:
-        """A few positions behind the longest caption: the mask is causal, what stands before a cut is the same without the rest."""
-        return min(int((ids == towers.tokenizer.eos_token_id).int().argmax(1).max()) + 4, ids.shape[1])
-
     def losses(self, towers: Towers, batch: Batch) -> dict[str, torch.Tensor]:
         """The hidden-state terms, and the paper's three where images are at hand.
 
@@ -190,7 +185,7 @@ class StableDiffusionErasure:
         ids = towers.tokens([*(item.caption for item in moved), *kept])
         target_ids = towers.tokens([item.target for item in moved])
         if batch.split == "train" and rng.random() > FULL_LENGTH_SHARE:
-            end = self.end_of(towers, ids)
+            end = towers.end_of(ids)
             ids, target_ids = ids[:, :end], target_ids[:, :end]
         index = torch.tensor([alignment(towers.tokenizer, item, ids.shape[1]) for item in moved], device=ids.device)
         with torch.no_grad():
