@@ -169,7 +169,7 @@ def data(recipe: Recipe, folder: Path) -> dict[str, np.ndarray]:
 
 def _pixels(images: np.ndarray) -> torch.Tensor:
     """uint8 [N, H, W, 3] as float [N, 3, H, W] in -1..1, the range of the autoencoder and (mean .5, deviation .5) of the CLIP."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 # --- CLIP ------------------------------------------------------------------------------------------------------------
