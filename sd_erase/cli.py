@@ -342,15 +342,29 @@ def summary(stage: str, result: dict[str, Any]) -> str:
             f"largest relative difference {file['difference']:.1e}"
             for file in result["files"]
         )
-    skipped = {"stage", "inputs", "warnings", "sample"}
+    if stage == "harvest":
+        return harvest_summary(result)
+    skipped = {"stage", "inputs", "warnings"}
     lines = [f"{name}: {value}" for name, value in result.items() if name not in skipped and isinstance(value, (int, float, str))]
     lines += [
         f"{name}: " + ", ".join(f"{key} {item}" for key, item in value.items())
         for name, value in result.items()
         if isinstance(value, dict) and name not in skipped and all(isinstance(item, (int, float, str)) for item in value.values())
     ]
-    for row in result.get("sample", ()):
-        lines.append("  " + (" | ".join(str(item) for item in row.values()) if isinstance(row, dict) else str(row)))
+    return "\n".join(lines)
+
+
+def harvest_summary(result: dict[str, Any]) -> str:
+    """How many pairs, why they were chosen, and some of them to look at before anything is trained."""
+    lines = [
+        f"{result['dataset']}: {result['statistics']['captions']} captions in {result['seconds']:.1f} s; split {result['splits']}"
+    ]
+    for name in ("forget", "retain"):
+        counts, reasons = result["counts"][name], result["reasons"][name]
+        shown = ", ".join(f"{reason} {count}" for reason, count in list(reasons.items())[:6])
+        more = f" and {len(reasons) - 6} more" if len(reasons) > 6 else ""
+        lines.append(f"{name}: {counts['train']} to train on, {counts['validation']} to validate ({shown}{more})")
+        lines += [f"    {row['caption']}  [{row['reason']}]" for row in result["sample"][name]]
     return "\n".join(lines)
 
 

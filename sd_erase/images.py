@@ -518,11 +518,11 @@ def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *
     inputs = fingerprint(stamps, dataclasses.asdict(settings), [dataclasses.astuple(prompt) for prompt in prompts])
     if run.is_complete("generate", inputs) and _all_present(run.images, _jobs(prompts, settings), tuple(stamps)):
         return run.read_manifest("generate")
-    run.reopen("generate")
     started = time.perf_counter()
     original = load_original(base, device, dtype)
     attention = enable_fast_attention(original)
     erased = None if original_only else erased_pipeline(original, run)
+    run.reopen("generate")  # not before the models are there: a wrong base must not cost the images that are done
     result = generate_pairs(original, erased, prompts, run.images, settings, stamps=stamps, about=about, progress=progress)
     return run.complete(
         "generate",

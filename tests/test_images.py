@@ -311,6 +311,21 @@ def test_a_finished_stage_is_done_again_only_when_its_inputs_change(
     assert images.generate(config, run)["drawn"] == 1
 
 
+def test_a_base_that_cannot_be_loaded_does_not_cost_the_images_that_are_done(
+    trained: tuple[RunConfig, RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = trained
+    first = images.generate(config, run)
+
+    def refuse(*_: Any) -> None:
+        raise UserError("truncated")
+
+    monkeypatch.setitem(sys.modules, "sd_erase.pipeline", SimpleNamespace(load_original=refuse, erased_pipeline=refuse))
+    with pytest.raises(UserError, match="truncated"):
+        images.generate(RunConfig(**{**vars(config), "seed": 1}), run)
+    assert run.read_manifest("generate") == first
+
+
 def test_a_run_without_an_encoder_can_draw_the_original_alone(trained: tuple[RunConfig, RunDir]) -> None:
     config, run = trained
     run.reopen("train")

@@ -307,3 +307,11 @@ def test_the_token_baseline_leaks_through_an_unlisted_word() -> None:
 
     assert error("a bicycle next to a dog") < 0.05
     assert error("a two-wheeler next to a dog") > 0.5
+
+
+def test_a_wrong_setting_does_not_cost_an_encoder_that_is_done(harvested: tuple[RunConfig, RunDir]) -> None:
+    config, run = harvested
+    first = loop.train(config, run)
+    with pytest.raises(UserError, match="trains the text tower only"):
+        loop.train(with_train(config, towers="both"), run)
+    assert run.read_manifest("train") == first and encoder(run)

@@ -67,7 +67,6 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
     )
     if run.is_complete("train", inputs) and (run.encoder / base.encoders[0].name / "model.safetensors").is_file():
         return run.read_manifest("train") or {}
-    run.reopen("train")
     accelerator = _accelerator(config)
     both = settings.towers == "both"
     towers = load_towers(base, accelerator.device, need_images=method.needs_images or both)
@@ -82,6 +81,7 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
     if not trained:
         raise UserError(f"Objective {settings.objective} trains no parameter of {base.name}: pass another --objective.")
     data = _Data(pairs, towers, settings, config.seed, run, progress)
+    run.reopen("train")  # not before the input is known to be right: an encoder that is done must not be lost to a wrong flag
     if method.solves and not settings.lora_rank:  # a LoRA must hold the whole change
         method.solve(towers, data.sets["forget", "train"], data.sets["retain", "train"], config.seed)
     trainer = _Trainer(

@@ -509,6 +509,7 @@ def pack(recipe: Recipe, folder: Path, target: Path) -> Path:
         path.unlink()
     for name, content in vocabulary.items():
         (target / "tokenizer" / name).write_bytes(content)
+    text.config.dtype = torch.float32  # what transformers 5 loads by default, whatever the file has; diffusers loads the rest so
     save_text_encoder(text, target / "text_encoder", {})
     (target / "clip").mkdir(exist_ok=True)
     clip.config.save_pretrained(target / "clip")
