@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,11 +206,15 @@ class loading:  # noqa: N801 (used as a function)
             return
         text = " ".join(str(error).split())
         name = type(error).__name__
-        local = Path(self.source).exists()
-        if not local:
+        if not Path(self.source).exists():
             raise UserError(
                 f"Model {self.source} cannot be fetched from the hub ({name}): pass a local diffusers folder or a "
                 ".safetensors checkpoint with --base, or --base pocket."
+            ) from error
+        if re.search("huggingface|connection|offline", text, re.IGNORECASE):
+            raise UserError(
+                f"Model {self.source} needs its configuration from the hub, which cannot be reached ({name}): pass a diffusers "
+                "folder with --base, or a Stable Diffusion 1.x checkpoint, whose configuration ships with sd-erase."
             ) from error
         if name == "SafetensorError" or isinstance(error, (OSError, ValueError, KeyError, RuntimeError)):
             raise UserError(

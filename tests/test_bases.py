@@ -133,3 +133,19 @@ def test_a_hub_that_cannot_be_reached_says_what_to_pass_instead(monkeypatch: pyt
     monkeypatch.setattr(diffusers.StableDiffusionPipeline, "from_pretrained", fail)
     with pytest.raises(UserError, match="cannot be fetched from the hub .*--base, or --base pocket"):
         bases.load_pipeline(bases.resolve("someone/some-model"))
+
+
+def test_a_checkpoint_whose_configuration_only_the_hub_has_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import diffusers
+
+    path = tmp_path / "sd2.safetensors"
+    save_file({"cond_stage_model.model.ln_final.weight": torch.zeros(1)}, path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files")
+
+    monkeypatch.setattr(diffusers.StableDiffusionPipeline, "from_single_file", fail)
+    with pytest.raises(UserError, match="needs its configuration from the hub, which cannot be reached"):
+        bases.load_pipeline(bases.resolve(str(path)))
