@@ -21,6 +21,12 @@ from sd_erase.rundir import RunDir
 COMMANDS = sorted(set(main.commands) - {"inspect"})
 calls: list[tuple[str, RunConfig]] = []
 failure: list[BaseException] = []
+HARVESTED = {
+    "dataset": "jsonl:captions.jsonl", "statistics": {"captions": 9}, "seconds": 1.0, "splits": "by image, 70% train",
+    "counts": {"forget": {"train": 2, "validation": 1}, "retain": {"train": 4, "validation": 2}},
+    "reasons": {"forget": {"word: bicycle": 3}, "retain": {f"names: {number}": 1 for number in range(8)}},
+    "sample": {"forget": [{"caption": "A bicycle.", "reason": "word: bicycle"}], "retain": []},
+}  # fmt: skip
 
 
 def stage_of(name: str) -> Any:
@@ -29,7 +35,8 @@ def stage_of(name: str) -> Any:
         print("a library talks")
         if failure and name == "train":
             raise failure[0]
-        return run.complete(name, "inputs", {"pairs": 3, "warnings": ["a warning"]})
+        found = HARVESTED if name == "harvest" else {"pairs": 3}
+        return run.complete(name, "inputs", {**found, "warnings": ["a warning"]})
 
     return stage
 
@@ -173,6 +180,13 @@ def test_the_same_command_resumes_what_was_interrupted(outputs: Path) -> None:
     names = ["bicycle-pocket-0001", "bicycle-pocket-0002", "bicycle-pocket-0003"]
     assert sorted(path.name for path in outputs.iterdir()) == names
     assert all(RunDir(outputs / name).read_manifest("train") for name in names)
+
+
+def test_harvest_shows_counts_reasons_and_a_sample(outputs: Path) -> None:
+    shown = invoke("harvest", "--concept", "bicycle").stdout
+    assert "forget: 2 to train on, 1 to validate (word: bicycle 3)" in shown
+    assert "    A bicycle.  [word: bicycle]" in shown
+    assert "names: 5 1 and 2 more)" in shown
 
 
 def test_train_goes_on_with_what_harvest_gathered(outputs: Path) -> None:
