@@ -90,6 +90,7 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
     )
     trainer.fit(progress)
     trainer.restore_best()
+    (run.encoder / "lora.safetensors").unlink(missing_ok=True)  # an earlier training's
     if settings.lora_rank:
         _save_lora_and_merge(towers, run, settings.lora_rank)
     metadata = {

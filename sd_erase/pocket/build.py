@@ -480,6 +480,11 @@ def train_detector(recipe: Recipe, folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+DETECTOR_NOTICE = """The files in this folder (architecture.yaml, model.safetensors) are a YOLOv5n detector trained with ultralytics, on its
+architecture (https://github.com/ultralytics/ultralytics, Copyright Ultralytics Inc.), and are licensed under the
+GNU Affero General Public License, version 3.0 (AGPL-3.0-only): https://www.gnu.org/licenses/agpl-3.0.txt
+They come without any warranty. How they were trained is in sd_erase/pocket/build.py.
+"""
 # --- pack ------------------------------------------------------------------------------------------------------------
 
 
@@ -523,6 +528,7 @@ def pack(recipe: Recipe, folder: Path, target: Path) -> Path:
         key: value.half() if value.is_floating_point() else value for key, value in train_detector(recipe, folder).items()
     }
     save_file(detector, target / "detector" / "model.safetensors", metadata={"format": "pt", "licence": "AGPL-3.0 (ultralytics)"})
+    (target / "detector" / "LICENSE.txt").write_text(DETECTOR_NOTICE, encoding="utf-8")
     return target
 
 
