@@ -480,12 +480,13 @@ def train_detector(recipe: Recipe, folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+# --- pack ------------------------------------------------------------------------------------------------------------
+
 DETECTOR_NOTICE = """The files in this folder (architecture.yaml, model.safetensors) are a YOLOv5n detector trained with ultralytics, on its
 architecture (https://github.com/ultralytics/ultralytics, Copyright Ultralytics Inc.), and are licensed under the
 GNU Affero General Public License, version 3.0 (AGPL-3.0-only): https://www.gnu.org/licenses/agpl-3.0.txt
 They come without any warranty. How they were trained is in sd_erase/pocket/build.py.
 """
-# --- pack ------------------------------------------------------------------------------------------------------------
 
 
 def pack(recipe: Recipe, folder: Path, target: Path) -> Path:
