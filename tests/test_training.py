@@ -239,8 +239,10 @@ def test_the_token_baseline_changes_nothing_but_the_rows_of_the_words(harvested:
     assert {name for name in after if not torch.equal(after[name].half(), before[name])} == {key}
     ids = tokenizer()
     changed = (after[key].half() != before[key]).any(1).nonzero().flatten().tolist()
-    words = {token for word in ("bicycle", "bicycles") for token in ids(word, add_special_tokens=False).input_ids}
-    assert set(changed) == words
+    listed = ("bicycle", "bicycles", "bike", "bikes", "cycle", "cycles", "bmx", "tandem", "pushbike")
+    encoded = {word: ids(word, add_special_tokens=False).input_ids for word in listed}
+    words = {token for word, tokens in encoded.items() if len(tokens) == 1 or word.startswith("bicycle") for token in tokens}
+    assert words <= set(changed) and not set(changed) & set(ids("push mountain two-wheeler", add_special_tokens=False).input_ids)
     (anchor,) = ids(found["anchor"]["bicycle"], add_special_tokens=False).input_ids
     assert all(torch.equal(after[key][token], after[key][anchor]) for token in words)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TokenSwap(StableDiffusionErasure):
-    """Every token of the concept's own words gets the embedding of the anchor's last token; nothing trains."""
+    """The tokens of the concept's words, and of its synonyms of one token, get the embedding of the anchor's last token."""
 
     default_steps = 0
     solves = True
@@ -38,6 +38,8 @@ class TokenSwap(StableDiffusionErasure):
         with torch.no_grad():
             for concept in self.concepts.values():
                 anchor = ids(self.anchors[concept.name] or "thing", add_special_tokens=False).input_ids[-1]
-                for word in concept.words:
-                    for token in ids(word, add_special_tokens=False).input_ids:
-                        embedding[token] = embedding[anchor].clone()
+                for phrase in concept.phrases:
+                    tokens = ids(phrase, add_special_tokens=False).input_ids
+                    # a synonym of several tokens ("push bike") shares them with phrases that mean something else
+                    if phrase in concept.words or len(tokens) == 1:
+                        embedding[tokens] = embedding[anchor].clone()
