@@ -50,8 +50,9 @@ class Base:
     licence: str
     anchors: tuple[str, ...] = BROADER_WORDS  # what may stand in a concept's place; CLIP chooses
     # what an objective's learning rate is multiplied by: wide encoders want smaller steps. The rates were measured on the
-    # pocket model's width of 128; for width 768 and more this is a cautious rule (about 1 / width squared), not a measurement
-    learning_rate_scale: float = 0.025
+    # pocket model's width of 128. For real CLIP encoders this gives sd 1e-5 and paper 7.5e-7, which is what others use; ten
+    # times as much blew up at the first step on a random-weight CLIP-L
+    learning_rate_scale: float = 0.0025
     configuration: str = ""  # the folder of `CONFIGURATIONS` that describes its one-file checkpoints; "": asks the hub
 
 

@@ -317,3 +317,10 @@ def test_a_wrong_setting_does_not_cost_an_encoder_that_is_done(harvested: tuple[
     with pytest.raises(UserError, match="trains the text tower only"):
         loop.train(with_train(config, towers="both"), run)
     assert run.read_manifest("train") == first and encoder(run)
+
+
+def test_a_training_that_diverged_says_so(harvested: tuple[RunConfig, RunDir]) -> None:
+    config, run = harvested
+    found = loop.train(with_train(config, learning_rate=1.0, steps=3, validate_every=3), run)
+    assert any("No step validated better than the start" in warning for warning in found["warnings"])
+    assert not any("diverged" in warning for warning in loop.train(with_train(config, steps=20), run)["warnings"])

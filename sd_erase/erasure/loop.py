@@ -90,6 +90,11 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
     )
     trainer.fit(progress)
     trainer.restore_best()
+    if trainer.best_loss > trainer.first_loss:
+        data.warnings.append(
+            f"No step validated better than the start ({trainer.best_loss:.3g} against {trainer.first_loss:.3g}): the training "
+            f"diverged or was too short; pass a smaller --learning-rate (now {settings.learning_rate:g}) or more --steps."
+        )
     (run.encoder / "lora.safetensors").unlink(missing_ok=True)  # an earlier training's
     if settings.lora_rank:
         _save_lora_and_merge(towers, run, settings.lora_rank)
@@ -290,6 +295,7 @@ class _Trainer:
     best_step: int = 0
     best_loss: float = math.inf
     best_terms: dict[str, float] = dataclasses.field(default_factory=dict)
+    first_loss: float = math.inf  # validation before the first step
     samples_per_second: float = 0.0
 
     @property
@@ -332,6 +338,7 @@ class _Trainer:
             if not start:
                 rows.append(self._validate(0))
                 write_jsonl_atomic(self.run.metrics, rows)
+            self.first_loss = rows[0]["loss"]
             for step in range(start, settings.steps):
                 rate = schedule.get_last_lr()[0]
                 batch = self.data.batch("train", step)
@@ -410,6 +417,7 @@ class _Trainer:
                     if row["split"] == "validation" and (row["step"] or self.solved) and row["loss"] < self.best_loss:
                         self.best_loss, self.best_step, self.best_terms = row["loss"], row["step"], row["terms"]
                 return rows, start
+        self.best_loss, self.best_step, self.best_terms = math.inf, 0, {}
         self._last.unlink(missing_ok=True)
         self._best.unlink(missing_ok=True)
         write_text_atomic(stamp, self.inputs)
