@@ -212,6 +212,8 @@ class StableDiffusionErasure:
 
 
 def _with_article(phrase: str) -> str:
+    if re.match(r"(an?|the)\s", phrase):  # a user's --anchor may bring its own
+        return phrase
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
@@ -231,18 +233,17 @@ def _pooled(towers: Towers, phrases: list[str]) -> torch.Tensor:
 
     from sd_erase.clip import encode
 
+    captions = [f"a photo of {_with_article(phrase)}" for phrase in phrases]
     with torch.no_grad():
-        pooled = encode(towers.frozen_text, towers.tokens([f"a photo of {_with_article(phrase)}" for phrase in phrases]), (-1,))[
-            1
-        ]
+        _, pooled = encode(towers.frozen_text, towers.tokens(captions), (-1,))
     return torch.nn.functional.normalize(pooled, dim=-1)
 
 
 def _misspellings(towers: Towers, concept: Concept, anchor: str) -> list[str]:
     """Misspellings of the concept's words that the base still reads as the word rather than as the anchor."""
-    import random
+    from random import Random
 
-    rng = random.Random(concept.name)
+    rng = Random(concept.name)
     candidates: dict[str, str] = {}
     for phrase in concept.phrases[:8]:
         *rest, word = phrase.split()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -568,10 +568,8 @@ def _detector_map50(recipe: Recipe, folder: Path, target: Path) -> float:
     """Mean average precision at IoU 0.5 of the packed detector, by ultralytics' own validation."""
     from ultralytics import YOLO
 
-    from sd_erase.detection import load_detector
-
     model = YOLO(str(target / "detector" / "architecture.yaml"), task="detect")
-    model.model.load_state_dict(load_detector("pocket")._model.state_dict())
+    model.model.load_state_dict(_detector_of(target)._model.state_dict())
     data_file = _write_detector_data(recipe, folder, detector_config()["names"])
     result = model.val(data=str(data_file), imgsz=128, batch=32, device="cpu", workers=0, plots=False, verbose=False,
                        project=str((folder / "detector-runs").resolve()), name="val", exist_ok=True)  # fmt: skip
@@ -584,7 +582,8 @@ def _clip_scores(target: Path) -> dict[str, float]:
     from sd_erase.bases import ROWS
     from sd_erase.clip import encode, image_embeddings, load_towers, text_embeddings
 
-    towers = load_towers(ROWS["pocket"], torch.device("cpu"), need_images=True)
+    base = replace(ROWS["pocket"], source=str(target), clip_partner=str(target))
+    towers = load_towers(base, torch.device("cpu"), need_images=True)
 
     def embed(scenes: list[world.Scene], captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = _pixels(np.stack([np.asarray(world.render(scene)[0]) for scene in scenes]))
@@ -601,6 +600,14 @@ def _clip_scores(target: Path) -> dict[str, float]:
     return {"zero_shot_top1": round(float(top1), 4), "retrieval_r1_of_150_pairs": round(float(recall), 4)}
 
 
+def _detector_of(target: Path) -> Any:
+    """The detector of the pack at `target`, with the settings of the pocket card."""
+    from sd_erase.detection import load_detector
+
+    folder = target.resolve() / "detector"
+    return load_detector("pocket", weights=str(folder / "model.safetensors"), architecture=str(folder / "architecture.yaml"))
+
+
 def _two_objects(count: int) -> list[list[str]]:
     """Pairs of classes with different detector labels."""
     rng = np.random.default_rng(0)
@@ -610,10 +617,7 @@ def _two_objects(count: int) -> list[list[str]]:
 
 def _generator_scores(target: Path, count: int) -> dict[str, Any]:
     """Detection rates in generated images of held-out sentence patterns; every prompt is drawn once, from its own seed."""
-    from sd_erase.detection import load_detector
-
-    detector = load_detector("pocket")
-    pipeline = load_pack(target)
+    detector, pipeline = _detector_of(target), load_pack(target)
 
     def draw(captions: list[str], labels: list[list[str]], absent: str = "") -> tuple[list[list[bool]], int]:
         found: list[list[bool]] = []
@@ -625,7 +629,7 @@ def _generator_scores(target: Path, count: int) -> dict[str, Any]:
             pictures = pipeline(
                 captions[start : start + 32], num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators
             ).images
-            for wanted, detections in zip(labels[start:], detector.detect(pictures), strict=False):
+            for wanted, detections in zip(labels[start : start + 32], detector.detect(pictures), strict=True):
                 seen = {each.label for each in detections}
                 found.append([label in seen for label in wanted])
                 strangers += bool(seen - set(wanted)) if not absent else absent in seen
@@ -667,8 +671,6 @@ def _generator_scores(target: Path, count: int) -> dict[str, Any]:
 
 def load_pack(target: Path) -> Any:
     """The pack as a diffusers pipeline in float32, without progress bars."""
-    from dataclasses import replace
-
     from sd_erase.bases import ROWS, load_pipeline
 
     return load_pipeline(replace(ROWS["pocket"], source=str(target)))
