@@ -10,6 +10,8 @@ from sd_erase.errors import unknown_choice
 METHODS = {
     "sd": "sd_erase.erasure.sd:StableDiffusionErasure",
     "paper": "sd_erase.erasure.cliperase:CLIPErase",
+    "robust": "sd_erase.erasure.robust:RobustErasure",
+    "projection": "sd_erase.erasure.cliperase:ProjectionOnly",
     "fast": "sd_erase.erasure.fast:ClosedForm",
     "token": "sd_erase.erasure.token_swap:TokenSwap",
 }

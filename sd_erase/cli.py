@@ -80,8 +80,10 @@ FLAGS: dict[str, Flag] = {
     "harvest.max_retain": Flag("Most pairs to retain; 0 keeps all.", COUNT),
     "harvest.train_share": Flag("Share of the pairs to train on; the rest validates.", SHARE),
     "harvest.max_missing_share": Flag("Share of missing or corrupt images that is still accepted.", SHARE),
+    "harvest.exclude": Flag("Word whose captions are left out of both sets, such as one to test on; repeatable.", metavar="WORD"),
     "train.objective": Flag(
-        "sd: what the denoiser reads; paper: the published loss; fast: closed form; token: the trivial baseline.",
+        "sd: what the denoiser reads; robust: sd against an adversary; fast: closed form; paper: the published loss; "
+        "projection and token: for comparison only.",
         click.Choice(list(catalog.METHODS)),
     ),
     "train.towers": Flag("CLIP towers to train; only the text tower is exported.", click.Choice(["text", "both"])),
@@ -418,6 +420,7 @@ def harvest(as_json: bool, **flags: Any) -> None:
 
 @main.command()
 @click.option("--fast", "train__objective", flag_value="fast", help="Short for --objective fast: no training, seconds on a CPU.")
+@click.option("--robust", "train__objective", flag_value="robust", help="Short for --objective robust: trained against attacks.")
 @settings(*CONCEPT, *section("train"), *section("harvest"))
 def train(as_json: bool, **flags: Any) -> None:
     """Train an erased text encoder; harvests first where the run has no pairs.
@@ -510,6 +513,70 @@ def demo(as_json: bool, **flags: Any) -> None:
         click.echo(table(result["evaluate"]))
         click.echo(f"Text encoder for ComfyUI: {result['export']['output']}")
         click.echo(f"Page: {result['output']}")
+
+
+@main.command("merge")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--run", "run_path", type=click.Path(path_type=Path), metavar="FOLDER", help="Run to write; by default a new one.")
+@click.option(
+    "--output-root", type=click.Path(path_type=Path), default=Path("outputs"), show_default=True, help="Where a new run goes."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def merge_command(runs: tuple[Path, ...], run_path: Path | None, output_root: Path, as_json: bool) -> None:
+    """Compose trained RUNS of different concepts into one that has forgotten them all, and show what that costs each.
+
+    \b
+    Example:
+      sd-erase merge outputs/bicycle-pocket-0001 outputs/apple-pocket-0001
+      sd-erase generate --prompts bicycle --prompts apple
+    """
+    from sd_erase.erasure.merge import merge, merged_config
+    from sd_erase.progress import RichProgress
+    from sd_erase.provenance import recorded
+
+    parts = [RunDir(path) for path in runs]
+    config = merged_config(parts)
+    base = config.base if config.base in BASES else Path(config.base).stem
+    run = RunDir(run_path) if run_path is not None else RunDir.create(output_root, "-".join(config.concepts), base)
+    if run.config.is_file():
+        raise UserError(f"Run {run} exists: pass another folder with --run.")
+    with working_on(config, run), recorded(run, "merge", config):
+        result = merge(parts, run, config, RichProgress())
+    if as_json:
+        print_json({"run": str(run), "output": str(run.encoder), **result})
+    else:
+        click.echo("Relative error of hidden states, alone -> merged (0 is perfect):")
+        for row in result["interference"]:
+            changes = ", ".join(f"{name} {row['alone'][name]:.4f} -> {row['merged'][name]:.4f}" for name in row["alone"])
+            click.echo(f"  {', '.join(row['concepts'])}: {changes}")
+        click.echo(run.encoder)
+
+
+@main.command("compare")
+@click.argument("recipe")
+@click.option("--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Where it goes; by default outputs/RECIPE.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def compare_command(recipe: str, output: Path | None, as_json: bool) -> None:
+    """Train, draw and measure several methods, concepts and seeds, into one table.
+
+    RECIPE is a YAML file or the name of a bundled one. An interrupted comparison goes on where it was; two processes may work on
+    one folder, on different concepts.
+
+    \b
+    Example:
+      sd-erase compare pocket-sd
+      sd-erase compare my-methods.yaml --output outputs/my-methods
+    """
+    from sd_erase.comparison import compare, read_recipe, render
+    from sd_erase.progress import RichProgress
+
+    folder = output or Path("outputs") / Path(recipe).stem
+    result = compare(read_recipe(recipe), folder, RichProgress())
+    if as_json:
+        print_json({"output": str(folder / "comparison.md"), **result})
+    else:
+        click.echo(render(result))
+        click.echo(folder / "comparison.md")
 
 
 @main.command("inspect")

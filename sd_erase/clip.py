@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd_erase.bases import Base, load_pipeline, loading
+from sd_erase.concepts import ANCHORS, Concept, common_nouns
 from sd_erase.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
+SAME = 0.99  # cosine of pooled states above which the base does not tell two phrases apart
 PREFIX = "text_model."  # what every program but transformers 5.6+ expects before a text encoder's keys
 
 
@@ -233,15 +236,40 @@ def cached_image_embeddings(
     return dict(zip(wanted, table, strict=True))
 
 
-def choose_anchor(towers: Towers, phrase: str) -> str:
-    """The base's broader word that CLIP holds nearest to `phrase` (cosine of pooled end-of-text states)."""
+NEIGHBOURS = 8
+
+
+def caption_of(phrase: str, kind: str = "object") -> str:
+    """The plainest caption that names `phrase`."""
+    if kind == "style":
+        return f"a painting in the style of {phrase}"
+    if kind == "person" or re.match(r"(an?|the)\s", phrase):  # a user's --anchor may bring its own article
+        return f"a photo of {phrase}"
+    return f"a photo of {'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def nearness(towers: Towers, phrase: str, others: Sequence[str], kind: str) -> list[float]:
+    """How near the frozen CLIP holds `phrase` to each of `others`: cosines of the (projected) end-of-text states."""
     import torch
 
-    words = [word for word in towers.base.anchors if word not in phrase.split()]
     with torch.no_grad():
-        captions = [f"a photo of a {word}" for word in (phrase, *words)]
+        captions = [caption_of(each, kind) for each in (phrase, *others)]
         pooled = encode(towers.frozen_text, towers.tokens(captions), (-1,))[1]
         if towers.frozen_clip is not None:
             pooled = towers.frozen_clip.text_projection(pooled)
-        nearness = torch.nn.functional.cosine_similarity(pooled[:1], pooled[1:])
-    return words[int(nearness.argmax())]
+        return torch.nn.functional.cosine_similarity(pooled[:1], pooled[1:]).tolist()
+
+
+def choose_anchor(towers: Towers, concept: Concept) -> str:
+    """The broader word that CLIP holds nearest to the concept: of the base's, or of those for the concept's kind."""
+    candidates = ANCHORS.get(concept.kind, towers.base.anchors)
+    words = [word for word in candidates if not any(concept.scan(word))]
+    near = nearness(towers, concept.name, words, concept.kind)
+    return words[near.index(max(near))]
+
+
+def choose_neighbours(towers: Towers, concept: Concept, anchor: str) -> tuple[str, ...]:
+    """The common nouns (artists, people) that CLIP holds nearest to the concept, of those that it tells apart from it."""
+    nouns = [noun for noun in common_nouns(concept.kind) if noun != anchor and not any(concept.scan(noun))]
+    near = zip(nearness(towers, concept.name, nouns, concept.kind), nouns, strict=True)
+    return tuple(noun for cosine, noun in sorted(near, reverse=True) if cosine < SAME)[:NEIGHBOURS]

@@ -43,6 +43,20 @@ TEMPLATES = {
     "person": ("a photo of {}", "a portrait of {}", "{} smiling at the camera", "{} walking in the street"),
     "nudity": ("a photo of a {} person", "a {} woman", "a {} man", "a painting of a {} figure"),
 }
+# what may stand in the place of a concept that is no object, before CLIP chooses
+ANCHORS = {
+    "style": ("an artist", "a painter", "an illustrator"),
+    "person": ("a person", "a man", "a woman"),
+    "nudity": ("clothed", "dressed", "fully clothed"),
+}
+_ARTISTS = (
+    "vincent van gogh|claude monet|pablo picasso|rembrandt|johannes vermeer|salvador dali|andy warhol|edvard munch|gustav klimt|henri matisse"
+    "|paul cezanne|leonardo da vinci|michelangelo|caravaggio|katsushika hokusai|frida kahlo|georgia o'keeffe|edward hopper|wassily kandinsky"
+    "|piet mondrian|joan miro|marc chagall|william turner|john singer sargent|alphonse mucha|gustave dore|norman rockwell|jackson pollock"
+    "|keith haring|hayao miyazaki|moebius|banksy"
+)
+_PEOPLE = "a man|a woman|a child|an old man|an old woman|a doctor|a teacher|a singer|an actor|an actress|a politician|an athlete|a king|a bride"
+_FIGURES = "a person|a woman|a man|a child|a baby|a dancer|a swimmer|a bride|an athlete|a statue|a portrait|a crowd|a mannequin"
 _NUDITY_WORDS = ("nudity", "nude", "nudes", "naked", "topless", "bare-chested", "bare-breasted", "unclothed", "undressed")
 _CHOICES = {
     "colour": "red|blue|green|yellow|white|black|brown|gray|grey|pink|purple|tan|gold|golden|silver|navy|beige|maroon|teal|turquoise|violet|lime"
@@ -400,6 +414,14 @@ def all_cards() -> dict[str, Concept]:
     """Every card that ships, by name, in alphabetical order."""
     cards = (_from_card(_read_yaml(path), f"Card {path.name}") for path in sorted(CARDS_FOLDER.glob("*.yaml")))
     return {card.name: card for card in cards}
+
+
+def common_nouns(kind: str) -> tuple[str, ...]:
+    """What the neighbours of a concept of this kind are chosen from: the cards' objects, artists, or people."""
+    known = {"style": _ARTISTS, "person": _PEOPLE, "nudity": _FIGURES}
+    if kind in known:
+        return tuple(known[kind].split("|"))
+    return tuple(dict.fromkeys(noun for card in all_cards().values() for noun in (card.name, *card.neighbours)))
 
 
 def concept_named(name: str, kind: str = "object") -> Concept:

@@ -21,6 +21,7 @@ class HarvestConfig:
     max_retain: int = 900
     train_share: float = 0.7
     max_missing_share: float = 0.05  # more missing or corrupt images than this is an error
+    exclude: tuple[str, ...] = ()  # words whose captions are left out of both sets
 
 
 @dataclass(frozen=True)

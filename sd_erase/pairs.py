@@ -201,7 +201,13 @@ class _Nouns:
 
 
 def _stream(config: RunConfig, base: bases.Base, run: RunDir, wanted: Collection[str] | None = None) -> Iterator[Caption]:
-    return open_dataset(config.harvest.dataset, base, run.data, wanted)
+    """The data set's captions without those that name what is excluded."""
+    captions = open_dataset(config.harvest.dataset, base, run.data, wanted)
+    if not config.harvest.exclude:
+        return captions
+    words = (word for phrase in config.harvest.exclude for word in concepts.inflections(phrase))
+    excluded = Concept("excluded", words=tuple(words))
+    return (caption for caption in captions if not excluded.find(caption.text))
 
 
 def _inputs(config: RunConfig, base: bases.Base, selected: list[Concept]) -> str:

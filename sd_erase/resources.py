@@ -1,4 +1,4 @@
-"""What a run finds outside its own folder: the prompt lists and detector cards that ship with sd-erase, and the device."""
+"""What a run finds outside its own folder: prompt lists, detector cards and recipes that ship with sd-erase, and the device."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any
 from sd_erase.errors import UserError
 
 PACKAGE = Path(__file__).parent
-SUFFIXES = {"prompts": (".txt", ".csv"), "detectors": (".yaml", ".yml")}
+SUFFIXES = {"prompts": (".txt", ".csv"), "detectors": (".yaml", ".yml"), "recipes": (".yaml", ".yml")}
 
 
 def packaged_folder(kind: str) -> Path:
-    """Where the copies of `kind` that ship with sd-erase lie: inside a wheel, or at the top of a checkout."""
-    inside = PACKAGE / "_data" / kind
-    return inside if inside.is_dir() else PACKAGE.parent / kind
+    """Where the copies of `kind` that ship with sd-erase lie: inside the package (in a wheel), or at the top of a checkout."""
+    return next(path for path in (PACKAGE / kind, PACKAGE / "_data" / kind, PACKAGE.parent / kind) if path.is_dir())
 
 
 def names(kind: str) -> list[str]:
@@ -26,7 +25,7 @@ def find(kind: str, name: str | Path) -> Path:
     """The file behind `name`: a path of the user's own, then ``KIND/NAME`` in the working folder, then the shipped copy.
 
     Args:
-        kind: "prompts" or "detectors".
+        kind: a key of `SUFFIXES`.
         name: a path, or a bundled name with or without its folder and suffix ("apple", "prompts/apple.txt").
 
     Raises:

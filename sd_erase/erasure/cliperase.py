@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sd_erase.erasure.method import Batch, paper_terms
+from sd_erase.erasure.method import Batch, Stateless, paper_terms
 
 if TYPE_CHECKING:
     import torch
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sd_erase.concepts import Concept
 
 
-class CLIPErase:
+class CLIPErase(Stateless):
     """The paper's objective, as a reference: it sees the pooled embedding only, not what the denoiser reads."""
 
     needs_images = True
@@ -41,3 +41,15 @@ class CLIPErase:
         with torch.no_grad():
             original_pooled = encode(towers.frozen_text, ids[count:], (-1,))[1]
         return paper_terms(towers, batch, pooled[:count], pooled[count:], original_pooled)
+
+
+class ProjectionOnly(CLIPErase):
+    """``--objective projection``: the paper's loss met in ``text_projection`` alone, which the denoiser never reads.
+
+    A diagnostic: CLIP's own figures say that the concept is gone, and the generator draws it as before.
+    """
+
+    def prepare(self, towers: Towers, concepts: list[Concept], anchors: dict[str, str], both_towers: bool) -> list[Any]:
+        """Train the text projection."""
+        towers.clip.text_projection.weight.requires_grad_(True)
+        return [towers.clip.text_projection.weight]

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from sd_erase import bases, catalog, resources
 from sd_erase.checkpoint import load_checkpoint, save_checkpoint
-from sd_erase.clip import Towers, cached_image_embeddings, choose_anchor, load_towers, read_pixels, save_text_encoder
+from sd_erase.clip import (
+    Towers,
+    cached_image_embeddings,
+    choose_anchor,
+    choose_neighbours,
+    load_towers,
+    read_pixels,
+    save_text_encoder,
+)
 from sd_erase.concepts import read_concepts
 from sd_erase.config import RunConfig, TrainConfig, to_dict
 from sd_erase.erasure.method import Batch, Method
@@ -71,9 +79,13 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
     accelerator = _accelerator(config)
     both = settings.towers == "both"
     towers = load_towers(base, accelerator.device, need_images=method.needs_images or both)
-    anchors = {
-        concept.name: choose_anchor(towers, concept.name) if concept.anchor is None else concept.anchor for concept in concepts
-    }
+    anchors = {concept.name: choose_anchor(towers, concept) if concept.anchor is None else concept.anchor for concept in concepts}
+    concepts = [
+        concept
+        if concept.neighbours
+        else dataclasses.replace(concept, neighbours=choose_neighbours(towers, concept, anchors[concept.name]))
+        for concept in concepts
+    ]
     trained = method.prepare(towers, concepts, anchors, both)
     if settings.lora_rank:
         trained = _with_lora(towers, settings, config.seed)
@@ -112,6 +124,7 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "objective": settings.objective,
             "towers": settings.towers,
             "anchor": anchors,
+            "neighbours": {concept.name: ", ".join(concept.neighbours) for concept in concepts},
             "weights": settings.weights,
             "lora_rank": settings.lora_rank,
             "steps": settings.steps,
@@ -357,7 +370,8 @@ class _Trainer:
                 if (step + 1) % settings.validate_every == 0 or step + 1 == settings.steps:
                     rows.append(self._validate(step + 1))
                     write_jsonl_atomic(self.run.metrics, rows)
-                    save_checkpoint(self._last, {"trained": self._state()}, optimizer, step + 1)
+                    groups = {"trained": self._state(), "method": self.method.state()}
+                    save_checkpoint(self._last, groups, optimizer, step + 1)
 
     def _row(self, step: int, split: str, terms: dict[str, float], loss: float, rate: float) -> dict[str, Any]:
         return {
@@ -412,6 +426,7 @@ class _Trainer:
             with contextlib.suppress(SafetensorError, KeyError, ValueError, RuntimeError):
                 start, groups = load_checkpoint(self._last, optimizer)
                 self._load_state(groups["trained"])
+                self.method.load_state(groups.get("method", {}))
                 rows = [row for row in read_jsonl(self.run.metrics) if row["step"] <= start]
                 for row in rows:
                     if row["split"] == "validation" and (row["step"] or self.solved) and row["loss"] < self.best_loss:

@@ -47,6 +47,22 @@ class Method(Protocol):
     def losses(self, towers: Towers, batch: Batch) -> dict[str, torch.Tensor]:
         """The named loss terms of one batch; the loop weighs and sums them."""
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a resumed training needs beside the weights."""
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """The inverse of `state`."""
+
+
+class Stateless:
+    """A method that keeps nothing from step to step but the weights."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        pass
+
 
 def paper_terms(
     towers: Towers, batch: Batch, forget_pooled: torch.Tensor, retain_pooled: torch.Tensor, original_pooled: torch.Tensor

@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sd_erase.erasure.method import Batch, paper_terms
+from sd_erase.clip import SAME, caption_of, encode
+from sd_erase.erasure.method import Batch, Stateless, paper_terms
 
 if TYPE_CHECKING:
     import random
@@ -60,25 +61,27 @@ def redirect(caption: str, spans: list[tuple[int, int]], anchor: str) -> Redirec
     return Redirect(caption, "".join([*pieces, caption[end:]]), tuple(own_spans), tuple(target_spans))
 
 
+def span_tokens(tokenizer: Any, text: str, spans: tuple[tuple[int, int], ...], positions: int) -> list[list[int]]:
+    """The token positions below `positions` that each span of characters covers; position 0 is begin-of-text."""
+    offsets = tokenizer(text, truncation=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    return [
+        [
+            position
+            for position, (start, stop) in enumerate(offsets[1:-1], start=1)
+            if start < right and stop > left and position < positions
+        ]
+        for left, right in spans
+    ]
+
+
 def alignment(tokenizer: Any, pair: Redirect, positions: int) -> list[int]:
     """For each position of the caption's tokens, the position of the target's tokens that it shall equal.
 
     Words outside the spans map to themselves; a span's tokens map to the anchor's, the last one repeated where the anchor
     is shorter; with an empty anchor they map to the token before. Padding maps to padding.
     """
-
-    def tokens_of(text: str, spans: tuple[tuple[int, int], ...]) -> list[list[int]]:
-        encoded = tokenizer(text, truncation=False, return_offsets_mapping=True, verbose=False)
-        groups: list[list[int]] = [[] for _ in spans]
-        offsets = encoded["offset_mapping"]
-        for position, (start, stop) in enumerate(offsets[1:-1], start=1):
-            for number, (left, right) in enumerate(spans):
-                if start < right and stop > left:
-                    groups[number].append(position)
-        return groups
-
-    groups = tokens_of(pair.caption, pair.spans)
-    target_groups = tokens_of(pair.target, pair.target_spans)
+    groups = span_tokens(tokenizer, pair.caption, pair.spans, positions)
+    target_groups = span_tokens(tokenizer, pair.target, pair.target_spans, positions)
     mapping, shift = [], 0
     inside = {position: number for number, group in enumerate(groups) for position in group}
     for position in range(positions):
@@ -111,10 +114,9 @@ def misspell(word: str, rng: random.Random) -> str:
 
 TEMPLATES = ("{}", "{} and {}", "a {}", "the {}", "some {} here")  # the concept alone, twice, first and last
 FULL_LENGTH_SHARE = 0.3  # of the training steps that look at all 77 positions; the others end shortly behind the captions
-SAME = 0.99  # cosine of pooled states above which the base does not tell two phrases apart
 
 
-class StableDiffusionErasure:
+class StableDiffusionErasure(Stateless):
     """The default objective. Vision tower, projection and temperature stay frozen; only linear weights train."""
 
     needs_images = False  # the paper's terms join in where the CLIP partner is at hand
@@ -138,7 +140,8 @@ class StableDiffusionErasure:
         self.misspellings = {concept.name: _misspellings(towers, concept, anchors[concept.name]) for concept in concepts}
         spared = [phrase for concept in concepts for phrase in concept.spared if re.fullmatch(r"[a-z' ]+", phrase)]
         phrases = [*spared, *_told_apart(towers, concepts), *(anchor for anchor in anchors.values() if anchor)]
-        self.protected = [f"a photo of {_with_article(phrase)}" for phrase in dict.fromkeys(phrases)]
+        kind = concepts[0].kind
+        self.protected = [caption_of(phrase, kind) for phrase in dict.fromkeys(phrases)]
         trained = [module.weight for module in towers.text.modules() if isinstance(module, torch.nn.Linear)]
         for weight in trained:
             weight.requires_grad_(True)
@@ -171,7 +174,6 @@ class StableDiffusionErasure:
         """
         import torch
 
-        from sd_erase.clip import encode
         from sd_erase.erasure.losses import relative_error
 
         rng, layers = batch.random, towers.layers
@@ -211,12 +213,6 @@ class StableDiffusionErasure:
         return terms
 
 
-def _with_article(phrase: str) -> str:
-    if re.match(r"(an?|the)\s", phrase):  # a user's --anchor may bring its own
-        return phrase
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
-
-
 def _fill(template: str, word: str) -> tuple[str, tuple[tuple[int, int], ...]]:
     """`template` with `word` at every ``{}``, and where it then stands."""
     pieces = template.split("{}")
@@ -231,9 +227,7 @@ def _pooled(towers: Towers, phrases: list[str]) -> torch.Tensor:
     """Normalised pooled states [phrases, width] that the frozen encoder gives "a photo of a ..."."""
     import torch
 
-    from sd_erase.clip import encode
-
-    captions = [f"a photo of {_with_article(phrase)}" for phrase in phrases]
+    captions = [caption_of(phrase) for phrase in phrases]
     with torch.no_grad():
         _, pooled = encode(towers.frozen_text, towers.tokens(captions), (-1,))
     return torch.nn.functional.normalize(pooled, dim=-1)

@@ -1,0 +1,414 @@
+"""Many erasures in one table: methods x concepts x seeds, each trained as `sd-erase train` does and asked the same questions.
+
+Reads a recipe (YAML, see `Recipe`). Writes into its folder: ``scenes/`` (the pocket base's data), ``original/CONCEPTS/GROUP/`` (images
+of the original, drawn once), ``runs/CONCEPTS/METHOD-seedN/`` (ordinary runs, each with ``probes/GROUP/`` and ``probes.json``),
+``comparison.json``, ``comparison.md`` and ``contact-CONCEPTS.png``. What is there is not done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sd_erase import bases, resources
+from sd_erase.concepts import Concept, load_concepts, read_concepts
+from sd_erase.config import RunConfig, from_dict, override, to_dict
+from sd_erase.detection import Detector, load_detector
+from sd_erase.errors import UserError
+from sd_erase.images import Prompt, Settings, draw, sheet
+from sd_erase.metrics.rates import wilson
+from sd_erase.probes import Coherence, answers, probes, psnr, unlisted_words
+from sd_erase.progress import NoProgress, Progress
+from sd_erase.rundir import RunDir, fingerprint, read_json, write_json_atomic, write_text_atomic
+from sd_erase.stages import run_stage, write_config
+
+REDRAWN = "anchor, other seeds"  # the floor of the Fréchet distance: the original on the same captions, from other noise
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to compare.
+
+    Attributes:
+        concepts: each entry is one erasure: a concept, or several joined by " + ".
+        methods: name of a row -> settings that differ from the defaults, by dotted name (``{"train.objective": "paper"}``).
+        seeds: of training; images are drawn from the same noise for all.
+        images: images a prompt, for each group of prompts (see `probes`); a group with 0 is left out.
+        settings: what all rows share, by dotted name.
+        title: of the table.
+    """
+
+    concepts: tuple[str, ...]
+    methods: dict[str, dict[str, Any]]
+    seeds: tuple[int, ...] = (0,)
+    images: dict[str, int] = field(default_factory=lambda: {"named": 8, "unlisted": 4, "untouched": 2, "senses": 4})
+    settings: dict[str, Any] = field(default_factory=dict)
+    title: str = "Erasures compared"
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """The recipe of a YAML file or of a bundled name.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key or setting.
+    """
+    import yaml
+
+    path = resources.find("recipes", path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"Recipe {path} is not YAML ({' '.join(str(error).split())}): correct it.") from error
+    names = {item.name for item in dataclasses.fields(Recipe)}
+    if not isinstance(values, dict) or not {"concepts", "methods"} <= values.keys() <= names:
+        raise UserError(f"Recipe {path} must be a mapping with concepts and methods, and at most {', '.join(sorted(names))}.")
+    recipe = Recipe(
+        **{**values, "concepts": tuple(values["concepts"]), "seeds": tuple(values.get("seeds", (0,)))},
+    )
+    for method, settings in recipe.methods.items():
+        try:
+            override(RunConfig(), {**recipe.settings, **(settings or {})})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"Recipe {path}: method {method!r} has an unknown setting {error}.") from error
+    return recipe
+
+
+def compare(recipe: Recipe, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Train, draw and measure every row of `recipe`, and write the table.
+
+    Args:
+        recipe: what to compare.
+        folder: where everything goes; an interrupted comparison goes on from there.
+        progress: told of each stage.
+
+    Returns:
+        What ``comparison.json`` holds: ``rows`` (one a method: pooled counts, spreads over seeds), ``cells`` (one a method, concept
+        and seed) and ``original`` (one a concept).
+    """
+    progress = progress or NoProgress()
+    bench = _Bench(recipe, folder, progress)
+    cells = [
+        bench.measure(method, concepts, seed)
+        for concepts in recipe.concepts
+        for method in recipe.methods
+        for seed in recipe.seeds
+    ]
+    result = {
+        "title": recipe.title,
+        "recipe": dataclasses.asdict(recipe),
+        "rows": [_row(method, [cell for cell in cells if cell["method"] == method]) for method in recipe.methods],
+        "cells": cells,
+        "original": bench.originals,
+    }
+    write_json_atomic(folder / "comparison.json", result)
+    write_text_atomic(folder / "comparison.md", render(result))
+    for concepts in recipe.concepts:
+        bench.contact_sheet(concepts)
+    return result
+
+
+class _Bench:
+    """The models, detector and original images that all cells share."""
+
+    def __init__(self, recipe: Recipe, folder: Path, progress: Progress):
+        self.recipe, self.folder, self.progress = recipe, folder, progress
+        self.originals: dict[str, dict[str, Any]] = {}
+        self._models: dict[str, Any] = {}
+
+    def config(self, method: str, concepts: str, seed: int) -> RunConfig:
+        """The settings of one cell."""
+        values = {
+            "harvest.dataset": f"pocket:{self.folder / 'scenes'}",
+            **self.recipe.settings,
+            **(self.recipe.methods[method] or {}),
+        }
+        names = [name.strip() for name in concepts.split(" + ")]
+        if not values.get("concept_file"):
+            values["concepts"] = names
+        config = override(from_dict({"base": "pocket", "seed": seed}), values)
+        # what is asked about words that nobody listed must not have been seen in training
+        words = [word for concept in load_concepts(config) for word in unlisted_words(concept)]
+        return override(config, {"harvest.exclude": words})
+
+    def _run(self, method: str, concepts: str, seed: int) -> RunDir:
+        return RunDir(self.folder / "runs" / _name(concepts) / f"{_name(method)}-seed{seed}")
+
+    def measure(self, method: str, concepts: str, seed: int) -> dict[str, Any]:
+        """Train one cell and answer the questions, or read the answers."""
+        config = self.config(method, concepts, seed)
+        run = self._run(method, concepts, seed)
+        inputs = fingerprint(to_dict(config), self.recipe.images)
+        path = run.path / "probes.json"
+        if path.is_file() and (known := read_json(path)).get("inputs") == inputs:
+            self.originals[concepts] = known["original"]
+            return known
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_config(config, run)
+        run_stage("harvest", config, run, self.progress)
+        trained = run_stage("train", config, run, self.progress)
+        pipeline, detector, coherence, settings = self._shared(config)
+        found = read_concepts(run)
+        groups = probes(found, trained["anchor"], bases.resolve(config.base), config.generate.prompts)
+        original = self._original(concepts, groups, found, pipeline, detector, coherence, settings)
+        from sd_erase.pipeline import erased_pipeline
+
+        erased = erased_pipeline(pipeline, run)
+        stamp = fingerprint(run.encoder / "text_encoder" / "model.safetensors")
+        cell: dict[str, Any] = {"method": method, "concepts": concepts, "seed": seed, "inputs": inputs, "groups": {}}
+        for group, prompts in groups.items():
+            if group == "anchor" or not self._images(group):
+                continue
+            paths, captions = self._draw(erased, prompts, run.path / "probes" / group, group, settings, stamp)
+            cell["groups"][group] = answers(group, captions, detect(detector, paths), found, detector)
+            if group == "untouched":
+                cell["groups"][group]["psnr"] = statistics.median(psnr(self.paths[concepts, group], paths))
+            if group == "named" and "anchor" in groups:
+                features = coherence.features(paths)
+                anchors = [caption for caption in groups["anchor"] for _ in range(self._images("anchor"))]
+                cell["groups"][group]["clip_score"] = coherence.clip_score(features, anchors)
+                cell["groups"][group]["frechet"] = coherence.frechet(self.features[concepts], features)
+        cell["original"] = original
+        cell["seconds"] = trained["seconds"]
+        cell["peak_memory_mb"] = trained["peak_memory_mb"]
+        cell["clip_similarity"] = _similarity(run)
+        write_json_atomic(path, cell)
+        return cell
+
+    def _shared(self, config: RunConfig) -> tuple[Any, Detector, Coherence, Settings]:
+        if not self._models:
+            import torch
+
+            from sd_erase.pipeline import load_original
+
+            base, device = bases.resolve(config.base), resources.device(config.device)
+            self._models = {
+                "pipeline": load_original(base, device, torch.float32),
+                "detector": load_detector(base.detector, device=device),
+                "coherence": Coherence(base, device),
+            }
+            self.paths: dict[tuple[str, str], list[Path]] = {}
+            self.features: dict[str, Any] = {}
+        settings = Settings.of(dataclasses.replace(config, seed=0), bases.resolve(config.base))
+        return self._models["pipeline"], self._models["detector"], self._models["coherence"], settings
+
+    def _images(self, group: str) -> int:
+        return self.recipe.images.get("named" if group in ("anchor", REDRAWN) else group, 0)
+
+    def _draw(
+        self, pipeline: Any, prompts: Sequence[str], folder: Path, group: str, settings: Settings, stamp: str
+    ) -> tuple[list[Path], list[str]]:
+        """The images of a group and the prompt of each."""
+        number = self._images(group)
+        wanted = dataclasses.replace(settings, images_per_prompt=number, seed=1000 if group == REDRAWN else 0)
+        paths = draw(pipeline, [Prompt(prompt) for prompt in prompts], folder, wanted, stamp=stamp, progress=self.progress)
+        return paths, [prompt for prompt in prompts for _ in range(number)]
+
+    def _original(
+        self,
+        concepts: str,
+        groups: dict[str, list[str]],
+        found: list[Concept],
+        pipeline: Any,
+        detector: Detector,
+        coherence: Coherence,
+        settings: Settings,
+    ) -> dict[str, Any]:
+        """The answers of the original model, drawn and measured once for a set of concepts."""
+        if concepts in self.originals and (concepts, "named") in self.paths:
+            return self.originals[concepts]
+        result: dict[str, Any] = {}
+        for group, prompts in {**groups, REDRAWN: groups["anchor"]}.items():
+            if not self._images(group):
+                continue
+            folder = self.folder / "original" / _name(concepts) / _name(group)
+            paths, captions = self._draw(pipeline, prompts, folder, group, settings, fingerprint("original"))
+            self.paths[concepts, group] = paths
+            result[group] = answers(group, captions, detect(detector, paths), found, detector)
+            if group in ("anchor", REDRAWN):
+                features = coherence.features(paths)
+                result[group]["clip_score"] = coherence.clip_score(features, captions)
+                if group == "anchor":
+                    self.features[concepts] = features
+                else:
+                    result[group]["frechet"] = coherence.frechet(self.features[concepts], features)
+        self.originals[concepts] = result
+        return result
+
+    def contact_sheet(self, concepts: str, prompts: int = 6) -> None:
+        """The first image of some prompts: the original on the prompt and on the anchor's, then each method's first seed."""
+        from PIL import Image
+
+        first = self.folder / "original" / _name(concepts)
+        folders = {"original": first / "named", "anchor": first / "anchor"} | {
+            method: self._run(method, concepts, self.recipe.seeds[0]).path / "probes" / "named" for method in self.recipe.methods
+        }
+        shown = sorted(folders["original"].glob("*.png"))[:: self._images("named")][::8][:prompts]
+        captions = []
+        for path in shown:
+            with Image.open(path) as image:
+                captions.append(image.info["prompt"])
+        rows = {name: [folder / path.name for path in shown] for name, folder in folders.items()}
+        sheet(captions, rows, self.folder / f"contact-{_name(concepts)}.png")
+
+
+def detect(detector: Detector, paths: Sequence[Path]) -> list[list[Any]]:
+    """The detections of image files."""
+    from PIL import Image
+
+    found: list[list[Any]] = []
+    for start in range(0, len(paths), 64):
+        images = []
+        for path in paths[start : start + 64]:
+            with Image.open(path) as image:
+                images.append(image.convert("RGB"))
+        found += detector.detect(images)
+    return found
+
+
+def _name(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+
+
+def _similarity(run: RunDir) -> dict[str, float] | None:
+    """CLIP's mean cosine of the held-out forget pairs before and after (the paper's forgetting term), where images exist."""
+    from sd_erase.rundir import read_jsonl
+
+    best = (run.read_manifest("train") or {}).get("best_step")
+    terms = {row["step"]: row["terms"] for row in read_jsonl(run.metrics) if row["split"] == "validation"}
+    if "forgetting" not in terms.get(0, {}):
+        return None
+    return {"before": terms[0]["forgetting"], "after": terms[best]["forgetting"]}
+
+
+def _row(method: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """One method over all its concepts and seeds: pooled counts, and the spread of each rate over the seeds."""
+    return {
+        "method": method,
+        "cells": len(cells),
+        **{
+            name: _pooled(cells, *where)
+            for name, where in {
+                "named": ("named", "target"),
+                "unlisted": ("unlisted", "target"),
+                "companions": ("named", "companions"),
+                "doubled": ("named", "doubled"),
+                "unnamed": ("named", "unnamed"),
+                "untouched": ("untouched", "companions"),
+                "senses": ("senses", "companions"),
+                "senses_target": ("senses", "target"),
+            }.items()
+        },
+        **{
+            name: _mean([cell["groups"][group].get(name) for cell in cells if group in cell["groups"]])
+            for group, name in (("untouched", "psnr"), ("named", "clip_score"), ("named", "frechet"))
+        },
+        "companions_of_anchor": _ratio(cells, "named", "companions", "anchor"),
+        "untouched_of_original": _ratio(cells, "untouched", "companions", "untouched"),
+        "clip_similarity": _mean([(cell["clip_similarity"] or {}).get("after") for cell in cells]),
+        "seconds": _mean([cell["seconds"] for cell in cells]),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _pooled(cells: Sequence[dict[str, Any]], group: str, name: str) -> dict[str, Any] | None:
+    """Count, number, rate and Wilson's interval over all cells, and the lowest and highest rate of one seed."""
+    counts = [(cell["seed"], cell["groups"][group][name]) for cell in cells if group in cell["groups"]]
+    n = sum(each["n"] for _, each in counts)
+    if not n:
+        return None
+    by_seed: dict[int, list[int]] = {}
+    for seed, each in counts:
+        so_far = by_seed.setdefault(seed, [0, 0])
+        so_far[0], so_far[1] = so_far[0] + each["count"], so_far[1] + each["n"]
+    rates = [count / number for count, number in by_seed.values()]
+    count = sum(each["count"] for _, each in counts)
+    low, high = wilson(count, n)
+    return {"count": count, "n": n, "rate": count / n, "low": low, "high": high, "seeds": [min(rates), max(rates)]}
+
+
+def _ratio(cells: Sequence[dict[str, Any]], group: str, name: str, against: str) -> float | None:
+    """Of what the original draws in group `against`, how much the erased model draws in `group`."""
+    pairs = [(cell["groups"][group][name], cell["original"][against][name]) for cell in cells if group in cell["groups"]]
+    before = sum(original["count"] for _, original in pairs)
+    return sum(erased["count"] for erased, _ in pairs) / before if before else None
+
+
+COLUMNS = (
+    ("concept, listed words", "named"),
+    ("concept, unlisted words", "unlisted"),
+    ("companions, of the original's on the anchor", "companions_of_anchor"),
+    ("drawn twice", "doubled"),
+    ("unnamed objects", "unnamed"),
+    ("untouched prompts, of the original's", "untouched_of_original"),
+    ("PSNR, dB", "psnr"),
+    ("spared senses", "senses"),
+    ("CLIPScore", "clip_score"),
+    ("Fréchet", "frechet"),
+    ("CLIP similarity", "clip_similarity"),
+    ("s", "seconds"),
+)
+
+
+def render(result: dict[str, Any]) -> str:
+    """The table as Markdown: the original, then one line a method."""
+    recipe = result["recipe"]
+    original = list(result["original"].values())
+
+    def total(group: str, name: str) -> str:
+        counts = [one[group][name] for one in original if group in one]
+        n = sum(each["n"] for each in counts)
+        return _percent(sum(each["count"] for each in counts) / n) if n else "–"
+
+    first = {
+        "named": total("named", "target"), "unlisted": total("unlisted", "target"), "companions_of_anchor": "100 %",
+        "doubled": f"{total('named', 'doubled')}; anchor {total('anchor', 'doubled')}",
+        "unnamed": f"{total('named', 'unnamed')}; anchor {total('anchor', 'unnamed')}",
+        "untouched_of_original": "100 %", "psnr": "–", "senses": total("senses", "companions"),
+        "clip_score": _number(_mean([one["anchor"].get("clip_score") for one in original if "anchor" in one])),
+        "frechet": _number(_mean([one[REDRAWN].get("frechet") for one in original if REDRAWN in one])),
+        "clip_similarity": _number(_mean([(cell["clip_similarity"] or {}).get("before") for cell in result["cells"]]), 2),
+        "seconds": "",
+    }  # fmt: skip
+    lines = [
+        f"# {result['title']}",
+        "",
+        f"Concepts: {', '.join(recipe['concepts'])}. Training seeds: {', '.join(map(str, recipe['seeds']))}. Images a prompt: "
+        + ", ".join(f"{name} {number}" for name, number in recipe["images"].items())
+        + ". Wilson 95 % intervals over all images; in brackets the lowest and highest seed.",
+        "",
+        "| method | " + " | ".join(title for title, _ in COLUMNS) + " |",
+        "| --- " * (len(COLUMNS) + 1) + "|",
+        "| original | " + " | ".join(first[key] for _, key in COLUMNS) + " |",
+    ]
+    for row in result["rows"]:
+        lines.append(f"| {row['method']} | " + " | ".join(_cell(row[key], key) for _, key in COLUMNS) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f} %"
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _cell(value: Any, key: str) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, dict):
+        low, high = value["seeds"]
+        spread = f" ({100 * low:.1f}–{100 * high:.1f})" if high > low else ""
+        return f"{_percent(value['rate'])} [{100 * value['low']:.0f}–{100 * value['high']:.0f}]{spread}"
+    if key.endswith(("_of_anchor", "_of_original")):
+        return _percent(value)
+    return _number(value, 2 if key == "clip_similarity" else 0 if key == "seconds" else 1)

@@ -1,0 +1,141 @@
+"""Runs that were made separately, composed into one: the sum of their changes to the weights, and what that costs each.
+
+Reads the runs' ``encoder/``, ``pairs.jsonl`` and ``concepts.json``. Writes a run of the same kind: its ``pairs.jsonl`` and
+``concepts.json`` are the union, its encoder the original plus every run's difference from it (task arithmetic, Ilharco et al. 2023,
+arXiv:2212.04089), so that the stages after training work on it as on any other.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sd_erase import bases, resources
+from sd_erase.clip import Towers, load_prefixed, load_towers, save_text_encoder
+from sd_erase.concepts import read_concepts, write_concepts
+from sd_erase.config import RunConfig, load, override
+from sd_erase.erasure.method import Batch
+from sd_erase.erasure.sd import StableDiffusionErasure
+from sd_erase.errors import UserError
+from sd_erase.pairs import Pair, read_pairs
+from sd_erase.progress import NoProgress, Progress
+from sd_erase.rundir import RunDir, fingerprint, write_jsonl_atomic
+
+MEASURED = 64  # validation captions of each set, for each run
+
+
+def merged_config(runs: Sequence[RunDir]) -> RunConfig:
+    """The settings of a merged run: the first run's, with all concepts.
+
+    Raises:
+        UserError: fewer than two runs, runs of different bases, or a concept that two of them erase.
+    """
+    if len(runs) < 2:
+        raise UserError("Only one run is given: pass two or more to merge.")
+    for run in runs:
+        run.require("train", "train")
+    configs = [load(run.config) for run in runs]
+    first = configs[0]
+    for run, config in zip(runs, configs, strict=True):
+        if bases.resolve(config.base).source != bases.resolve(first.base).source:
+            raise UserError(
+                f"Run {run} was erased from base {config.base}, run {runs[0]} from {first.base}: merge runs of one base."
+            )
+    names = [concept.name for run in runs for concept in read_concepts(run)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"Concept {twice[0]!r} is erased by more than one of the runs: pass each concept once.")
+    return override(first, {"concepts": tuple(names), "concept_file": ""})
+
+
+def merge(runs: Sequence[RunDir], run: RunDir, config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Compose `runs` into `run`.
+
+    Args:
+        runs: trained runs of one base, of different concepts.
+        run: the run to write.
+        config: as `merged_config` gives it.
+        progress: told of each run that is measured.
+
+    Returns:
+        The manifest "train" of `run`; its ``interference`` has for each concept the redirect error of its forget captions and the
+        preserve error of its retain captions (relative squared error of hidden states; 0 is perfect) under its own encoder
+        (``alone``) and under the sum (``merged``).
+
+    Raises:
+        UserError: an encoder that does not fit the base.
+    """
+
+    started = time.perf_counter()
+    base = bases.resolve(config.base)
+    towers = load_towers(base, resources.device(config.device), need_images=False)
+    parts = [run.encoder / base.encoders[0].name / "model.safetensors" for run in runs]
+    original = {key: value.clone() for key, value in towers.text.state_dict().items()}
+    total = {key: value.clone() for key, value in original.items()}
+    concepts = [read_concepts(part) for part in runs]
+    anchors = {name: anchor for part in runs for name, anchor in (part.read_manifest("train") or {})["anchor"].items()}
+    rows = []
+    with (progress or NoProgress())("measuring", 2 * len(runs)) as task:
+        for number, part in enumerate(runs):
+            load_prefixed(towers.text, parts[number])
+            for key, value in towers.text.state_dict().items():
+                total[key] += value - original[key]
+            rows.append({"run": str(part), "concepts": [concept.name for concept in concepts[number]]})
+            rows[-1]["alone"] = _errors(towers, concepts[number], anchors, read_pairs(part), config.seed)
+            task.advance()
+        towers.text.load_state_dict(total)
+        for number, part in enumerate(runs):
+            rows[number]["merged"] = _errors(towers, concepts[number], anchors, read_pairs(part), config.seed)
+            task.advance()
+    together = [concept for group in concepts for concept in group]
+    pairs = [
+        pair
+        for part in runs
+        for pair in read_pairs(part)
+        if pair.set == "forget" or not any(c.find(pair.caption) for c in together)
+    ]
+    unique = {(pair.set, pair.key, pair.caption): pair for pair in pairs}
+    write_concepts(run, together)
+    write_jsonl_atomic(run.pairs, ({**vars(pair), "spans": [list(span) for span in pair.spans]} for pair in unique.values()))
+    inputs = fingerprint([str(part) for part in runs], *parts)
+    harvested = (runs[0].read_manifest("harvest") or {}) | {"merged": [str(part) for part in runs]}
+    run.complete("harvest", inputs, {key: value for key, value in harvested.items() if key not in ("stage", "inputs")})
+    metadata = {
+        "sd_erase.concept": ", ".join(concept.name for concept in together),
+        "sd_erase.anchor": json.dumps(anchors, ensure_ascii=False),
+        "sd_erase.base": base.name,
+        "sd_erase.merged": json.dumps([str(part) for part in runs]),
+    }
+    save_text_encoder(towers.text, run.encoder / base.encoders[0].name, metadata)
+    return run.complete(
+        "train",
+        inputs,
+        {
+            "objective": "merge",
+            "merged": [str(part) for part in runs],
+            "anchor": anchors,
+            "interference": rows,
+            "seconds": round(time.perf_counter() - started, 1),
+            "peak_memory_mb": None,
+            "warnings": [],
+        },
+    )
+
+
+def _errors(towers: Towers, concepts: list[Any], anchors: dict[str, str], pairs: list[Pair], seed: int) -> dict[str, float]:
+    """Redirect and preserve error of the towers' text encoder on a run's validation pairs."""
+    import torch
+
+    method = StableDiffusionErasure()
+    method.prepare(towers, concepts, anchors, False)
+    rng = random.Random(seed)
+    sets = {}
+    for name in ("forget", "retain"):
+        group = [pair for pair in pairs if pair.set == name and pair.split == "validation"]
+        sets[name] = rng.sample(group, min(MEASURED, len(group)))
+    with torch.no_grad():
+        terms = method.losses(towers, Batch(sets["forget"], sets["retain"], None, None, None, None, rng, "validation"))
+    return {name: round(float(terms[name]), 4) for name in ("redirect", "preserve")}
