@@ -37,6 +37,7 @@ PSEUDO_TOKENS = 3  # at most, in place of a concept's words
 ATTACK_STEPS = 3  # of gradient, each training step
 STEP_SIZE = 0.15  # of a pseudo-word, relative to the root mean square of the token embeddings
 RADIUS = 2.0  # of a pseudo-word, relative to the largest norm of a token embedding
+SUCCESS = 0.3  # of the way back to the concept's states (as squared errors) from which an attack is trained against
 RESTART = 0.02  # share of the attacks that begin anew
 
 
@@ -72,16 +73,13 @@ class RobustErasure(StableDiffusionErasure):
         return self.vocabulary[[rng.randrange(len(self.vocabulary)) for _ in range(count)]]
 
     def _fresh(self, towers: Towers, concepts: Sequence[Concept], rng: random.Random) -> torch.Tensor:
-        """A new pseudo-word [PSEUDO_TOKENS, width]: a word of a concept or a random one, moved by noise of up to its own size."""
+        """A new pseudo-word [PSEUDO_TOKENS, width]: a word of a concept, moved by noise of about its own size."""
         import torch
 
-        tokens = self._random_words(PSEUDO_TOKENS, rng)
-        if rng.random() < 0.5:
-            own = towers.tokenizer(rng.choice(rng.choice(concepts).phrases), add_special_tokens=False).input_ids
-            tokens = torch.tensor((own * PSEUDO_TOKENS)[:PSEUDO_TOKENS], device=tokens.device)
-        values = self.table[tokens]
+        own = towers.tokenizer(rng.choice(rng.choice(concepts).phrases), add_special_tokens=False).input_ids
+        values = self.table[(own * PSEUDO_TOKENS)[:PSEUDO_TOKENS]]
         noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(rng.randrange(2**31))).to(values)
-        return values + noise * values.square().mean().sqrt() * rng.choice((0.0, 0.5, 1.0))
+        return values + noise * values.square().mean().sqrt() * rng.choice((0.5, 1.0, 1.5))
 
     def losses(self, towers: Towers, batch: Batch) -> dict[str, torch.Tensor]:
         """The terms of `sd`, and ``adversarial``: the redirect of what the attacks found."""
@@ -98,7 +96,6 @@ class RobustErasure(StableDiffusionErasure):
         import torch
 
         from sd_erase.clip import encode
-        from sd_erase.erasure.losses import relative_error
 
         half = (len(pairs) + 1) // 2
         chosen = [torch.tensor(batch.random.sample(range(POOL), len(part))) for part in (pairs[:half], pairs[half:])]
@@ -133,13 +130,17 @@ class RobustErasure(StableDiffusionErasure):
             with replaced(towers.text, where, attack[rows, parts]):
                 return encode(towers.text, ids, towers.layers)[0]
 
-        def distance(found: list[torch.Tensor], to: list[torch.Tensor]) -> torch.Tensor:
-            return torch.stack([relative_error(one, other) for one, other in zip(found, to, strict=True)]).mean()
+        spreads = [target.sub(target.mean((0, 1))).square().mean() for target in targets]
+
+        def distances(found: list[torch.Tensor], to: list[torch.Tensor]) -> torch.Tensor:
+            """Of each caption, the squared error over the variance of the targets (as `relative_error`, but one by one)."""
+            parts = zip(found, to, spreads, strict=True)
+            return torch.stack([(one - other).square().mean((1, 2)) / spread for one, other, spread in parts]).mean(0)
 
         for _ in range(ATTACK_STEPS):
             attack.requires_grad_(True)
             with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(distance(states(attack), concept), attack)
+                (gradient,) = torch.autograd.grad(distances(states(attack), concept).sum(), attack)
             attack = attack.detach()
             attack[:half] = self._descended(attack[:half], gradient[:half])
             tokens = self._swapped(tokens, attack[half:], gradient[half:], batch)
@@ -150,7 +151,11 @@ class RobustErasure(StableDiffusionErasure):
             for number in range(POOL):
                 if batch.random.random() < RESTART:
                     self.pseudo_words[number] = self._fresh(towers, list(self.concepts.values()), batch.random)
-        return distance(states(attack), wanted)
+        found = states(attack)
+        errors = distances(found, wanted)
+        # an attack that does not bring the concept back is no reason to move anything: it may be another word
+        succeeds = errors > SUCCESS / (1 - SUCCESS) * distances(found, concept)
+        return (errors * succeeds.detach()).mean()
 
     def _descended(self, values: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """One step of pseudo-words against the gradient, at most `RADIUS` from the origin."""

@@ -8,10 +8,12 @@ retain captions, of the empty prompt, of neighbours and of spared senses stay wh
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sd_erase.clip import SAME, caption_of, encode
+from sd_erase.erasure import pseudo_words
 from sd_erase.erasure.method import Batch, Stateless, paper_terms
 
 if TYPE_CHECKING:
@@ -113,6 +115,7 @@ def misspell(word: str, rng: random.Random) -> str:
 
 
 TEMPLATES = ("{}", "{} and {}", "a {}", "the {}", "some {} here")  # the concept alone, twice, first and last
+PSEUDO_SHARE = 0.3  # of the forget captions in which a pseudo-word stands for the concept's own
 FULL_LENGTH_SHARE = 0.3  # of the training steps that look at all 77 positions; the others end shortly behind the captions
 
 
@@ -140,6 +143,7 @@ class StableDiffusionErasure(Stateless):
         self.misspellings = {concept.name: _misspellings(towers, concept, anchors[concept.name]) for concept in concepts}
         spared = [phrase for concept in concepts for phrase in concept.spared if re.fullmatch(r"[a-z' ]+", phrase)]
         phrases = [*spared, *_told_apart(towers, concepts), *(anchor for anchor in anchors.values() if anchor)]
+        self.pseudo_words = {concept.name: self._find_pseudo_words(towers, concept) for concept in concepts}
         kind = concepts[0].kind
         self.protected = [caption_of(phrase, kind) for phrase in dict.fromkeys(phrases)]
         trained = [module.weight for module in towers.text.modules() if isinstance(module, torch.nn.Linear)]
@@ -165,6 +169,32 @@ class StableDiffusionErasure(Stateless):
         if rng.random() < 0.1:
             caption = caption.upper()
         return redirect(caption, list(spans), self.anchors[concept.name])
+
+    def _find_pseudo_words(self, towers: Towers, concept: Concept) -> torch.Tensor:
+        """Input embeddings that the frozen encoder reads as `concept`, found in plain captions of its listed words."""
+        filled = [_fill(template, phrase) for template in concept.templates for phrase in concept.phrases]
+        captions = [caption for caption, _ in filled]
+        spans = [span_tokens(towers.tokenizer, caption, places, 77)[0] for caption, places in filled]
+        return pseudo_words.find(towers, captions, spans, seed=0)
+
+    def _pseudo_words_in(
+        self, towers: Towers, moved: list[Redirect], positions: int, batch: Batch
+    ) -> AbstractContextManager[None]:
+        """Put pseudo-words in the place of the concept's words in some of the first captions of a training batch."""
+        import torch
+
+        rows, places, values = [], [], []
+        if batch.split == "train" and PSEUDO_SHARE:
+            for row, (item, pair) in enumerate(zip(moved, batch.forget, strict=True)):
+                if batch.random.random() < PSEUDO_SHARE:
+                    pool = self.pseudo_words[str(pair.concept)]
+                    word = pool[batch.random.randrange(len(pool))]
+                    for group in span_tokens(towers.tokenizer, item.caption, item.spans, positions):
+                        for order, position in enumerate(group):
+                            rows.append(row)
+                            places.append(position)
+                            values.append(word[min(order, len(word) - 1)])
+        return pseudo_words.replaced(towers.text, rows, places, torch.stack(values) if values else None)
 
     def losses(self, towers: Towers, batch: Batch) -> dict[str, torch.Tensor]:
         """The hidden-state terms, and the paper's three where images are at hand.
@@ -193,7 +223,8 @@ class StableDiffusionErasure(Stateless):
         with torch.no_grad():
             targets, _ = encode(towers.frozen_text, target_ids, layers)
             originals, original_pooled = encode(towers.frozen_text, ids[len(moved) :], layers)
-        states, pooled = encode(towers.text, ids, layers)
+        with self._pseudo_words_in(towers, moved, ids.shape[1], batch):
+            states, pooled = encode(towers.text, ids, layers)
 
         def mean_error(first: int, last: int, wanted: list[torch.Tensor]) -> torch.Tensor:
             errors = [relative_error(state[first:last], want) for state, want in zip(states, wanted, strict=True)]

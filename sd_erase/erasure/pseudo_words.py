@@ -1,0 +1,124 @@
+"""Input embeddings that the frozen encoder reads as a concept, whatever their name: synonyms that nobody listed.
+
+Found by gradient descent from many random starts (words of the vocabulary, moved by noise), as textual inversion finds one (Gal et al.
+2023, arXiv:2208.01618), but against the text encoder's own hidden states, so that no image and no denoiser is needed. An erasure
+that is trained on the listed words alone may key on those; one that is trained on what the encoder takes for the concept cannot.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from sd_erase.clip import Towers
+
+COUNT = 64  # pseudo-words of a concept
+TOKENS = 3  # of each; where the word that it replaces has fewer, the first ones are used
+STEPS = 40
+RATE = 0.15  # of Adam, relative to the root mean square of the token embeddings
+CLOSE = 0.15  # relative squared error of the hidden states below which a pseudo-word is taken for the concept
+
+
+def embedding(text: Any) -> Any:
+    """The token embedding of a CLIPTextModel."""
+    return getattr(text, "text_model", text).embeddings.token_embedding
+
+
+def words(towers: Towers) -> torch.Tensor:
+    """Ids of the tokens that are whole words of letters, one of each embedding vector."""
+    import torch
+
+    table = embedding(towers.frozen_text).weight
+    ids = [
+        number
+        for token, number in towers.tokenizer.get_vocab().items()
+        if token.endswith("</w>") and token[:-4].isalpha() and token.isascii()
+    ]
+    seen: dict[bytes, int] = {}
+    for number in sorted(ids):
+        seen.setdefault(table[number].detach().cpu().numpy().tobytes(), number)
+    return torch.tensor(list(seen.values()), device=table.device)
+
+
+@contextmanager
+def replaced(text: Any, rows: Sequence[int], positions: Sequence[int], values: torch.Tensor | None) -> Iterator[None]:
+    """Give the text encoder other input embeddings for a while.
+
+    Args:
+        text: a CLIPTextModel.
+        rows: of the batch.
+        positions: in each of those rows.
+        values: the embeddings there, [len(rows), width]; gradients flow to them.
+    """
+    import torch
+
+    def hook(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        where = tuple(torch.tensor(part, device=output.device) for part in (rows, positions))
+        return output.index_put(where, values.to(output.dtype))
+
+    handle = embedding(text).register_forward_hook(hook) if len(rows) else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def find(towers: Towers, captions: Sequence[str], spans: Sequence[Sequence[int]], seed: int) -> torch.Tensor:
+    """Pseudo-words for the concept that `captions` name.
+
+    Args:
+        towers: whose frozen text encoder is asked.
+        captions: plain captions with one use of the concept each.
+        spans: the token positions of that use, of each caption.
+        seed: of the starts.
+
+    Returns:
+        [n, TOKENS, width]: those of `COUNT` starts that came `CLOSE`, at least a quarter of them (the closest).
+    """
+    import torch
+
+    from sd_erase.clip import encode
+
+    rng = random.Random(seed)
+    table, vocabulary = embedding(towers.frozen_text).weight.detach(), words(towers)
+    scale = table[vocabulary].square().mean().sqrt()
+    starts = torch.tensor([[rng.randrange(len(vocabulary)) for _ in range(TOKENS)] for _ in range(COUNT)])
+    noise = torch.randn((COUNT, TOKENS, table.shape[1]), generator=torch.Generator().manual_seed(seed))
+    found = (table[vocabulary[starts.to(vocabulary.device)]] + 0.5 * scale * noise.to(table.device)).requires_grad_(True)
+    ids = towers.tokens(captions)
+    ids = ids[:, : towers.end_of(ids)]
+    with torch.no_grad():
+        wanted, _ = encode(towers.frozen_text, ids, towers.layers)
+    spread = [states.sub(states.mean((0, 1))).square().mean() for states in wanted]
+    optimizer = torch.optim.Adam([found], lr=RATE * float(scale))
+    errors = torch.zeros(COUNT)
+    for step in range(STEPS + 1):
+        chosen = [rng.randrange(len(captions)) for _ in range(COUNT)]
+        places = [
+            (row, position, min(order, TOKENS - 1))
+            for row, caption in enumerate(chosen)
+            for order, position in enumerate(spans[caption])
+        ]
+        rows, positions, parts = (list(part) for part in zip(*places, strict=True))
+        with torch.enable_grad(), replaced(towers.frozen_text, rows, positions, found[rows, parts]):
+            states, _ = encode(towers.frozen_text, ids[chosen], towers.layers)
+            errors = torch.stack(
+                [
+                    (state - want[chosen]).square().mean((1, 2)) / one
+                    for state, want, one in zip(states, wanted, spread, strict=True)
+                ]
+            ).mean(0)
+            if step < STEPS:
+                optimizer.zero_grad()
+                errors.sum().backward()
+                optimizer.step()
+    print("pseudo", sorted(errors.tolist())[::8])
+    order = errors.detach().argsort()
+    close = max(COUNT // 4, int((errors < CLOSE).sum()))
+    return found.detach()[order[:close]]
