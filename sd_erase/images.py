@@ -203,33 +203,12 @@ def generate_pairs(
     stamps, about = stamps or {}, about or {}
     jobs = _jobs(prompts, settings)
     roles = {"original": original_pipeline} | ({} if erased_pipeline is None else {"erased": erased_pipeline})
-    look = dataclasses.asdict(settings)
-    for name in ("seed", "images_per_prompt", "batch_size"):  # no pixel depends on these beyond the image's own seed
-        del look[name]
     drawn, batches = 0, _Batches(settings.batch_size)
     for role, pipeline in roles.items():
-        (folder / role).mkdir(parents=True, exist_ok=True)
-        stamp_of = {job: fingerprint(stamps[role], look, job.prompt, job.seed) if role in stamps else "" for job in jobs}
-        missing = [job for job in jobs if not _is_drawn(folder / role / job.file_name, stamp_of[job])]
-        drawn += len(missing)
-        if settings.clip_skip:
-            _enable_clip_skip(pipeline.text_encoder)
-        with _scheduler(pipeline, settings.scheduler) as scheduler_name, progress(f"{role} images", len(jobs)) as task:
-            text = {
-                "encoder": role,
-                "negative_prompt": settings.negative_prompt,
-                "steps": str(settings.steps),
-                "guidance": str(settings.guidance),
-                "scheduler": scheduler_name,
-                "clip_skip": str(settings.clip_skip),
-                **about.get(role, {}),
-            }
-            task.advance(len(jobs) - len(missing))
-            for batch, images in batches.draw(pipeline, missing, settings):
-                for job, image in zip(batch, images, strict=True):
-                    own = {"prompt": job.prompt, "seed": str(job.seed), "inputs": stamp_of[job]}
-                    _save_png(image, folder / role / job.file_name, {key: value for key, value in (text | own).items() if value})
-                task.advance(len(batch))
+        with _scheduler(pipeline, settings.scheduler) as scheduler_name:
+            text = {"encoder": role, "scheduler": scheduler_name, **about.get(role, {})}
+            with progress(f"{role} images", len(jobs)) as task:
+                drawn += _draw_missing(pipeline, jobs, folder / role, settings, stamps.get(role, ""), text, batches, task.advance)
     rows = [
         {
             "prompt_index": job.prompt_index,
@@ -249,6 +228,60 @@ def generate_pairs(
         "scheduler": scheduler_name,
         "warnings": overlong_prompts(original_pipeline.tokenizer, prompts),
     }
+
+
+def draw(
+    pipeline: Any,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    settings: Settings,
+    *,
+    stamp: str = "",
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Draw `prompts` with one pipeline into `folder`, as `generate_pairs` does; returns the PNGs, prompt by prompt.
+
+    Args:
+        stamp: a fingerprint of the weights; without one, images are always drawn.
+    """
+    jobs = _jobs(prompts, settings)
+    with _scheduler(pipeline, settings.scheduler) as name, (progress or NoProgress())(folder.name, len(jobs)) as task:
+        _draw_missing(pipeline, jobs, folder, settings, stamp, {"scheduler": name}, _Batches(settings.batch_size), task.advance)
+    return [folder / job.file_name for job in jobs]
+
+
+def _draw_missing(
+    pipeline: Any,
+    jobs: Sequence[_Job],
+    folder: Path,
+    settings: Settings,
+    stamp: str,
+    text: dict[str, str],
+    batches: _Batches,
+    advance: Callable[[int], None],
+) -> int:
+    """Draw the jobs whose PNGs are missing or of another stamp; returns how many."""
+    folder.mkdir(parents=True, exist_ok=True)
+    look = dataclasses.asdict(settings)
+    for name in ("seed", "images_per_prompt", "batch_size"):  # no pixel depends on these beyond the image's own seed
+        del look[name]
+    stamp_of = {job: fingerprint(stamp, look, job.prompt, job.seed) if stamp else "" for job in jobs}
+    missing = [job for job in jobs if not _is_drawn(folder / job.file_name, stamp_of[job])]
+    if settings.clip_skip:
+        _enable_clip_skip(pipeline.text_encoder)
+    text = text | {
+        "negative_prompt": settings.negative_prompt,
+        "steps": str(settings.steps),
+        "guidance": str(settings.guidance),
+        "clip_skip": str(settings.clip_skip),
+    }
+    advance(len(jobs) - len(missing))
+    for batch, images in batches.draw(pipeline, missing, settings):
+        for job, image in zip(batch, images, strict=True):
+            own = {"prompt": job.prompt, "seed": str(job.seed), "inputs": stamp_of[job]}
+            _save_png(image, folder / job.file_name, {key: value for key, value in (text | own).items() if value})
+        advance(len(batch))
+    return len(missing)
 
 
 @contextmanager
@@ -387,36 +420,42 @@ def contact_sheet(rows: Sequence[dict[str, Any]], folder: Path, path: Path, prom
         path: the PNG to write.
         prompts: how many columns at most.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
     first: dict[int, dict[str, Any]] = {}
     for row in rows:
         first.setdefault(row["prompt_index"], row)
     columns = list(first.values())[:prompts]
     roles = [role for role in ("original", "erased") if all(row[role] for row in columns)]
-    side, gap, margin, label_width, lines = 192, 10, 16, 76, 4
+    sheet([row["prompt"] for row in columns], {role: [folder / row[role] for row in columns] for role in roles}, path)
+
+
+def sheet(captions: Sequence[str], rows: dict[str, Sequence[Path]], path: Path) -> None:
+    """Write a PNG with a grid of images: `captions` above the columns, the names of `rows` at the left."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    side, gap, margin, lines = 192, 10, 16, 4
     font, small = ImageFont.load_default(size=15), ImageFont.load_default(size=12)
+    label_width = max(76, 16 + round(max(font.getlength(name) for name in rows)))
     caption_height = lines * 16 + 6
-    width = margin * 2 + label_width + len(columns) * (side + gap) - gap
-    sheet = Image.new("RGB", (width, margin * 2 + caption_height + len(roles) * (side + gap) - gap), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, row in enumerate(columns):
+    width = margin * 2 + label_width + len(captions) * (side + gap) - gap
+    canvas = Image.new("RGB", (width, margin * 2 + caption_height + len(rows) * (side + gap) - gap), "white")
+    pen = ImageDraw.Draw(canvas)
+    for column, text in enumerate(captions):
         left = margin + label_width + column * (side + gap)
-        caption = _wrap(row["prompt"], lambda text: draw.textlength(text, font=small), side, lines)
-        draw.multiline_text((left, margin + caption_height - 6), caption, fill="#333333", font=small, spacing=4, anchor="ld")
-        for number, role in enumerate(roles):
-            with Image.open(folder / row[role]) as image:
+        caption = _wrap(text, lambda text: pen.textlength(text, font=small), side, lines)
+        pen.multiline_text((left, margin + caption_height - 6), caption, fill="#333333", font=small, spacing=4, anchor="ld")
+        for number, files in enumerate(rows.values()):
+            with Image.open(files[column]) as image:
                 picture = image.convert("RGB")
             scale = side / max(picture.size)
             # few pixels are enlarged sharply: a smoothed 64-pixel image is a blur
             method = Image.Resampling.NEAREST if scale > 1.5 else Image.Resampling.LANCZOS
             picture = picture.resize(tuple(max(1, round(length * scale)) for length in picture.size), method)
             top = margin + caption_height + number * (side + gap)
-            sheet.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
-    for number, role in enumerate(roles):
+            canvas.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
+    for number, name in enumerate(rows):
         middle = margin + caption_height + number * (side + gap) + side // 2
-        draw.text((margin, middle), role, fill="#111111", font=font, anchor="lm")
-    _save_png(sheet, path, {"Software": "sd-erase"})
+        pen.text((margin, middle), name, fill="#111111", font=font, anchor="lm")
+    _save_png(canvas, path, {"Software": "sd-erase"})
 
 
 def _wrap(text: str, length: Callable[[str], float], width: float, lines: int) -> str:
