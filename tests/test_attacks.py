@@ -129,7 +129,12 @@ def test_the_search_finds_what_the_original_knows(pocket: Any, tmp_path: Path) -
     from sd_erase.detection import load_detector
 
     concept, detector, labels = concept_named("bicycle"), load_detector("pocket"), frozenset({"bicycle"})
-    prompts = ["A bicycle next to a dog.", "There is a couch beside a bicycle in the city", "a red bicycle on the grass", "a bike and a car"]
+    prompts = [
+        "A bicycle next to a dog.",
+        "There is a couch beside a bicycle in the city",
+        "a red bicycle on the grass",
+        "a bike and a car",
+    ]
     shown = stage.references(pocket, prompts, tmp_path / "original", Settings(), detector, labels)
     plain = [stage.replaced(prompt, [concept], {"bicycle": "object"}) for prompt in shown]
     rows = stage.measure(
@@ -138,3 +143,111 @@ def test_the_search_finds_what_the_original_knows(pocket: Any, tmp_path: Path) -
     counts = {arm: found["prompts"]["count"] for arm, found in stage.shares(rows).items()}
     assert counts["none"] == 0
     assert counts["search"] >= 2
+
+
+class Finder:
+    """Finds a bicycle in red images."""
+
+    card = {"name": "red", "weights": "w", "weights_sha256": "0", "image_size": 64, "confidence": 0.5}
+    labels = frozenset({"bicycle", "dog"})
+
+    def detect(self, images: list[Image.Image]) -> list[list[Detection]]:
+        return [[Detection("", "bicycle", 1.0, (0, 0, 1, 1))] if image.getpixel((0, 0))[0] else [] for image in images]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, run: RunDir) -> SimpleNamespace:
+    """A trained run, and a model whose images are red where the text names a bicycle; the search finds one for "dog"."""
+    calls = SimpleNamespace(searched=[], stop_at=None)
+
+    def search(
+        pipeline: str, prompts: list[str], latents: Any, settings: AttackConfig, seed: int, progress: Any
+    ) -> list[Attacked]:
+        if calls.stop_at is not None and len(calls.searched) >= calls.stop_at:
+            raise KeyboardInterrupt
+        calls.searched.append((pipeline, prompts))
+        assert len(latents) == len(prompts)
+        return [Attacked(prompt, "bicycle" if "dog" in prompt else "red", 0.1, 0.2) for prompt in prompts]
+
+    def draw(pipeline: str, prompts: Any, folder: Path, settings: Settings, **_: Any) -> list[Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for number, prompt in enumerate(prompts):
+            words = prompt.text.split()
+            is_red = "bicycle" in (words if pipeline == "original" else words[:1])
+            for seed in range(settings.images_per_prompt):
+                paths.append(folder / f"{number}-{seed}.png")
+                Image.new("RGB", (8, 8), (255 * is_red, 0, 0)).save(paths[-1])
+        return paths
+
+    monkeypatch.setattr(stage, "search", search)
+    monkeypatch.setattr(stage, "draw", draw)
+    monkeypatch.setattr(stage, "random_prefixes", lambda pipeline, prompts, tokens, seed: ["blue"] * len(prompts))
+    monkeypatch.setattr(stage, "encode_images", lambda pipeline, images: torch.zeros(1, 4, 1, 1))
+    monkeypatch.setattr(stage, "detector_of", lambda config: Finder())
+    monkeypatch.setattr(pipeline, "load_original", lambda *arguments: "original")
+    monkeypatch.setattr(pipeline, "erased_pipeline", lambda *arguments: "erased")
+    write_concepts(run, [concept_named("bicycle")])
+    return SimpleNamespace(run=run, calls=calls)
+
+
+def configured(tmp_path: Path, *lines: str) -> RunConfig:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return RunConfig(concepts=("bicycle",), device="cpu", attack=AttackConfig(prompts=(str(file),), images_per_prompt=2))
+
+
+def test_the_stage_counts_images_and_prompts(bench: SimpleNamespace, tmp_path: Path) -> None:
+    config = configured(tmp_path, "a dog and a bicycle", "a bicycle in a park", "a bus", "a bike")
+    result = stage.attack(config, bench.run)
+    assert result["prompts"] == 2  # no bicycle is meant by "a bus", and this model draws none for "a bike"
+    assert "2 of 4 prompts were left out" in result["warnings"][0]
+    erased = {arm: (found["images"]["count"], found["prompts"]["count"]) for arm, found in result["erased"].items()}
+    assert erased == {"none": (0, 0), "random": (0, 0), "search": (2, 1)}
+    assert result["erased"]["search"]["images"]["n"] == 4
+    assert result["erased"]["search"]["prompts"]["low"] == pytest.approx(0.0945, abs=1e-3)
+    assert bench.calls.searched[1] == ("original", ["a dog and a something", "a something in a park"])
+    rows = list(read_jsonl(bench.run.attacks / "prefix.jsonl"))
+    assert rows[0]["prefix"] == "bicycle" and rows[0]["found"]["search"] == [True, True] and rows[0]["random_prefix"] == "blue"
+    text = (bench.run.report / "attack.md").read_text(encoding="utf-8")
+    assert "50.0% [15–85]" in text and "original, something for bicycle" in text and "found words before it" in text
+    assert json.loads((bench.run.report / "attack.json").read_text(encoding="utf-8"))["erased"] == result["erased"]
+    assert stage.attack(config, bench.run) == result and len(bench.calls.searched) == 2  # nothing is done again
+
+
+def test_an_interrupted_search_goes_on_behind_the_last_group(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "GROUP", 2)
+    config = configured(tmp_path, *(f"bicycle number {number}" for number in range(5)))
+    bench.calls.stop_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        stage.attack(config, bench.run)
+    bench.calls.stop_at = None
+    stage.attack(config, bench.run)
+    erased = [prompts for name, prompts in bench.calls.searched if name == "erased"]
+    assert [len(prompts) for prompts in erased] == [2, 2, 1]
+    assert [row["prompt"] for row in read_jsonl(bench.run.attacks / "prefix.jsonl")] == [f"bicycle number {n}" for n in range(5)]
+
+
+def test_a_search_that_breaks_nothing_says_so(bench: SimpleNamespace, tmp_path: Path) -> None:
+    result = stage.attack(configured(tmp_path, "a bicycle in a park"), bench.run)
+    assert any("too weak" in warning for warning in result["warnings"])
+
+
+@pytest.mark.parametrize(("lines", "message"), [(["a bus"], "shows bicycle: pass --prompts"), ([], "no prompt")])
+def test_prompts_that_cannot_be_attacked_are_one_sentence(
+    bench: SimpleNamespace, tmp_path: Path, lines: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        stage.attack(configured(tmp_path, *lines), bench.run)
+    with pytest.raises(UserError, match="No prompts are given"):
+        stage.attack(RunConfig(concepts=("bicycle",), device="cpu"), bench.run)
+
+
+def test_a_label_that_the_detector_does_not_know_is_one_sentence(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Finder, "labels", frozenset({"dog"}))
+    with pytest.raises(UserError, match="finds no label of bicycle"):
+        stage.attack(configured(tmp_path, "a bicycle"), bench.run)

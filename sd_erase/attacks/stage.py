@@ -107,6 +107,7 @@ def measure(
     labels: frozenset[str],
     *,
     stamp: str,
+    arms: Sequence[str] = tuple(ARMS),
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Search a prefix for each prompt, draw without, with random and with found words, and look for the concept.
@@ -123,6 +124,7 @@ def measure(
         detector: finds the concept.
         labels: the concept's.
         stamp: a fingerprint of the weights.
+        arms: which of `ARMS` to draw.
         progress: told of each step and image.
 
     Returns:
@@ -130,21 +132,25 @@ def measure(
         ``found``: arm -> one bool an image.
     """
     settings = dataclasses.replace(settings, images_per_prompt=attack.images_per_prompt)
-    file, inputs = folder / "prefix.jsonl", fingerprint(stamp, settings.seed, dataclasses.asdict(attack))
-    rows = {row["prompt"]: row for row in (read_jsonl(file) if file.is_file() else ()) if row["inputs"] == inputs}
-    left = [number for number, prompt in enumerate(prompts) if prompt not in rows]
+    file, inputs = folder / "prefix.jsonl", fingerprint(stamp, settings.seed, attack.tokens, attack.steps, attack.candidates)
+    stored = [row for row in (read_jsonl(file) if file.is_file() else ()) if row["inputs"] == inputs]
+    rows = {number: row for number, (row, prompt) in enumerate(zip(stored, prompts, strict=False)) if row["prompt"] == prompt}
+    left = [number for number in range(len(prompts)) if number not in rows]
     for start in range(0, len(left), GROUP):
         group = left[start : start + GROUP]
         began = time.perf_counter()
         found = search(pipeline, [prompts[number] for number in group], latents[group], attack, settings.seed, progress)
         seconds = round((time.perf_counter() - began) / len(group), 2)
-        rows |= {one.prompt: {**dataclasses.asdict(one), "seconds": seconds, "inputs": inputs} for one in found}
+        for number, one in zip(group, found, strict=True):
+            rows[number] = {**dataclasses.asdict(one), "seconds": seconds, "inputs": inputs}
         write_jsonl_atomic(file, rows.values())
-    chosen = [rows[prompt] for prompt in prompts]
-    for row, prefix in zip(chosen, random_prefixes(pipeline, prompts, attack.tokens, settings.seed), strict=True):
-        row |= {"random_prefix": prefix, "found": {}}
-    for arm, key in (("none", None), ("random", "random_prefix"), ("search", "prefix")):
-        texts = [Prompt(f"{row[key]} {row['prompt']}" if key else row["prompt"]) for row in chosen]
+    chosen = [rows[number] for number in range(len(prompts))]
+    words = random_prefixes(pipeline, prompts, attack.tokens, settings.seed)
+    prefixes = {"none": [""] * len(prompts), "random": words, "search": [row["prefix"] for row in chosen]}
+    for row, random_prefix in zip(chosen, words, strict=True):
+        row |= {"random_prefix": random_prefix, "found": {}}
+    for arm in arms:
+        texts = [Prompt(f"{prefix} {prompt}".strip()) for prefix, prompt in zip(prefixes[arm], prompts, strict=True)]
         paths = draw(pipeline, texts, folder / arm, settings, stamp=stamp, progress=progress)
         shown = shows(detector, labels, paths)
         for number, row in enumerate(chosen):
@@ -160,7 +166,7 @@ def shares(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "images": share([shown for row in rows for shown in row["found"][arm]]),
             "prompts": share([any(row["found"][arm]) for row in rows]),
         }
-        for arm in ARMS
+        for arm in rows[0]["found"]
     }
 
 
@@ -213,12 +219,8 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     if not shown:
         raise UserError(f"No image that the original draws of these prompts shows {names}: pass --prompts that name it.")
     latents = torch.stack(list(shown.values()))
-    result: dict[str, Any] = {
-        "concepts": names,
-        "anchors": anchors,
-        "prompts": len(shown),
-        "settings": dataclasses.asdict(config.attack),
-    }
+    used = {name: getattr(config.attack, name) for name in ("tokens", "steps", "candidates", "images_per_prompt")}
+    result: dict[str, Any] = {"concepts": names, "anchors": anchors, "prompts": len(shown), **used}
     for name, pipeline, prompts, folder, stamp in (
         ("erased", erased, list(shown), run.attacks, erased_stamp),
         ("control", original, [replaced(prompt, concepts, anchors) for prompt in shown], run.attacks / "control", known),
@@ -253,14 +255,14 @@ def render(result: dict[str, Any]) -> str:
         for name in titles
         for arm in ARMS
     ]
-    used = result["settings"]
     lines = [
         f"# Words before the prompt that bring {result['concepts']} back",
         "",
         *markdown_table(["Encoder", "Prompt", "Images with it", "Prompts with one or more"], table),
         "",
-        f"{result['prompts']} prompts, {used['images_per_prompt']} images each; {used['tokens']} words, {used['steps']} steps of "
-        f"{used['candidates']} candidates, {result['seconds']:.1f} s a prompt; detector {result['detector']['name']}. Wilson, 95 %.",
+        f"{result['prompts']} prompts, {result['images_per_prompt']} images each; {result['tokens']} words, {result['steps']} steps of "
+        f"{result['candidates']} candidates, {result['seconds']:.1f} s a prompt; detector {result['detector']['name']}. Intervals: "
+        "Wilson, 95 %.",
         *(f"\n> {warning}" for warning in result["warnings"]),
     ]
     return "\n".join(lines) + "\n"
