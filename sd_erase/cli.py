@@ -108,6 +108,11 @@ FLAGS: dict[str, Flag] = {
     "evaluate.detector": Flag("Detector card by name or path; auto takes the base's.", metavar="CARD"),
     "evaluate.confidence": Flag("Least confidence of a detection; negative takes the card's.", click.FloatRange(max=1.0)),
     "evaluate.image_size": Flag("Pixels of the detector's input; 0 takes the card's.", COUNT),
+    "attack.prompts": Flag("File with one prompt a line, or a bundled list by name (apple); repeatable.", metavar="FILE"),
+    "attack.tokens": Flag("Words before the prompt.", POSITIVE),
+    "attack.steps": Flag("Steps of the search; 0 leaves the first random words.", COUNT),
+    "attack.candidates": Flag("Prefixes tried a step.", POSITIVE),
+    "attack.images_per_prompt": Flag("Images of each prompt, each from its own seed.", POSITIVE),
     "export.to": Flag("Program to export for.", click.Choice(list(catalog.EXPORTS))),
     "export.dtype": Flag("Type of the exported numbers.", click.Choice(["float16", "float32", "bfloat16"])),
     "export.output": Flag("File or folder to write; by default the run's export folder.", metavar="PATH"),
@@ -338,6 +343,10 @@ def summary(stage: str, result: dict[str, Any]) -> str:
     """What a stage found, for reading."""
     if stage == "evaluate":
         return table(result)
+    if stage == "attack":
+        from sd_erase.attacks.stage import render
+
+        return render(result)
     if stage == "export":
         return "\n".join(
             f"{file['encoder']}: {file['tensors']} tensors, {file['bytes'] / 1e6:.1f} MB, {file['dtype']}; loaded back, "
@@ -459,6 +468,19 @@ def evaluate(as_json: bool, **flags: Any) -> None:
       sd-erase evaluate --detector yolov5su --confidence 0.4 --json
     """
     perform(("evaluate",), *resume(flags), as_json)
+
+
+@main.command()
+@settings(*section("attack"), *section("evaluate"))
+def attack(as_json: bool, **flags: Any) -> None:
+    """Search words that bring the concept back when they stand before a prompt, and count how often they do.
+
+    \b
+    Example:
+      sd-erase attack --prompts bicycle
+      sd-erase attack --prompts my-prompts.txt --tokens 5 --steps 100
+    """
+    perform(("attack",), *resume(flags), as_json)
 
 
 @main.command()

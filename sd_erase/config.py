@@ -66,6 +66,17 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class AttackConfig:
+    """Words before a prompt that bring the concept back."""
+
+    prompts: tuple[str, ...] = ()  # files; empty: those of the generate section
+    tokens: int = 3  # words of a prefix
+    steps: int = 40
+    candidates: int = 4  # prefixes tried a step
+    images_per_prompt: int = 4
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     """The erased encoder into a file of another program."""
 
@@ -89,6 +100,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
 
 

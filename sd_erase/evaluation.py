@@ -42,12 +42,7 @@ def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -
     generated = run.require("generate", "generate")
     concepts = read_concepts(run)
     index = list(read_jsonl(run.images / "index.jsonl"))
-    name = config.evaluate.detector
-    if name == "auto":
-        name = bases.resolve(config.base).detector
-    wanted = {"confidence": config.evaluate.confidence, "image_size": config.evaluate.image_size}
-    overrides = {key: value for key, value in wanted.items() if value > 0}
-    detector = load_detector(name, device=resources.device(config.device), **overrides)
+    detector = detector_of(config)
     inputs = fingerprint(
         generated["inputs"], index, [concept.to_dict() for concept in concepts], detector.card, sorted(detector.labels)
     )
@@ -79,6 +74,16 @@ def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -
     write_json_atomic(run.report / "evaluation.json", result)
     write_text_atomic(run.report / "evaluation.md", render_markdown(result))
     return run.complete("evaluate", inputs, result)
+
+
+def detector_of(config: RunConfig) -> Detector:
+    """The detector that the settings name; raises as `load_detector` does."""
+    name = config.evaluate.detector
+    if name == "auto":
+        name = bases.resolve(config.base).detector
+    wanted = {"confidence": config.evaluate.confidence, "image_size": config.evaluate.image_size}
+    overrides = {key: value for key, value in wanted.items() if value > 0}
+    return load_detector(name, device=resources.device(config.device), **overrides)
 
 
 def compare(
@@ -221,7 +226,8 @@ def _rounded(box: Sequence[float]) -> list[float]:
 _ROLE_NAMES = {"target": "erased", "target_named": "erased", "others": "kept", "object": "kept"}
 
 
-def _percent(share: dict[str, Any] | None) -> str:
+def percent(share: dict[str, Any] | None) -> str:
+    """A rate with its 95 % interval; "–" where there is none."""
     if share is None or share["rate"] is None:
         return "–"
     return f"{share['rate']:.1%} [{100 * share['low']:.0f}–{100 * share['high']:.0f}]"
@@ -232,7 +238,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     change = "–" if row["change"] is None else f"{100 * row['change']:+.1f}"
     p_value = row["p_value"]
     p_text = "–" if p_value is None else "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
-    rates = [_percent(row["original"]), _percent(row["erased"])]
+    rates = [percent(row["original"]), percent(row["erased"])]
     return [row["name"], _ROLE_NAMES[row["role"]], str(row["images"]), *rates, change, p_text]
 
 
@@ -268,7 +274,9 @@ def render_table(result: dict[str, Any]) -> Any:
     return table
 
 
-def _markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -283,8 +291,8 @@ def render_markdown(result: dict[str, Any]) -> str:
             f"Boxes of named other objects, an image (asked for: {result['surplus']['original']['named_others_asked']:.2f})",
             [f"{result['surplus'][side]['named_others_mean_count']:.2f}" for side in sides],
         ),
-        ("Named other objects found more than once", [_percent(result["surplus"][side]["doubled"]) for side in sides]),
-        ("Images with an object that nobody named", [_percent(result["surplus"][side]["unnamed"]) for side in sides]),
+        ("Named other objects found more than once", [percent(result["surplus"][side]["doubled"]) for side in sides]),
+        ("Images with an object that nobody named", [percent(result["surplus"][side]["unnamed"]) for side in sides]),
         (
             "Those objects (images)",
             [", ".join(f"{k} {v}" for k, v in result["surplus"][side]["unnamed_labels"].items()) or "none" for side in sides],
@@ -297,7 +305,7 @@ def render_markdown(result: dict[str, Any]) -> str:
     lines = [
         f"# Detection rate before and after erasing {', '.join(result['concepts'])}",
         "",
-        *_markdown_table(HEADERS, (_cells(row) for row in result["rows"])),
+        *markdown_table(HEADERS, (_cells(row) for row in result["rows"])),
         "",
         _caption(result) + ".",
         "Intervals: Wilson, 95 %. p: McNemar's exact test over pairs from the same prompt, seed and noise; the line of all "
@@ -306,13 +314,13 @@ def render_markdown(result: dict[str, Any]) -> str:
         *(f"> {warning}\n" for warning in result["warnings"]),
         "## Beyond the named objects",
         "",
-        *_markdown_table(["", *(side.capitalize() for side in sides)], ([name, *values] for name, values in beyond)),
+        *markdown_table(["", *(side.capitalize() for side in sides)], ([name, *values] for name, values in beyond)),
         "",
         "## Each prompt",
         "",
         f"Images in which an object was found ({' → '.join(sides)}).",
         "",
-        *_markdown_table(
+        *markdown_table(
             ["Prompt", "Images", "Erased concept", "Other named objects"],
             ([row["prompt"], str(row["images"]), found(row["targets"]), found(row["others"])] for row in result["per_prompt"]),
         ),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sd_erase import resources
 from sd_erase.bases import POCKET_FOLDER, Base
 from sd_erase.concepts import Concept, all_cards
+from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError
 from sd_erase.images import read_prompts
 
@@ -60,7 +61,7 @@ def probes(concepts: Sequence[Concept], anchors: dict[str, str], base: Base, pro
     lists = lists[:: max(1, len(lists) // (UNTOUCHED + UNTOUCHED // 2))]  # of every list as many
     groups = {
         "named": named,
-        "anchor": [_replaced(prompt, concepts, anchors) for prompt in named],
+        "anchor": [anchored(prompt, concepts, anchors) for prompt in named],
         "unlisted": [sentence for concept in concepts for sentence in _unlisted(concept)] if is_pocket else [],
         "untouched": [text for text in lists if not any(_mentions(concept, text) for concept in concepts)][:UNTOUCHED],
         "senses": [sentence for concept in concepts for sentence in _senses(concept)] if is_pocket else [],
@@ -71,16 +72,6 @@ def probes(concepts: Sequence[Concept], anchors: dict[str, str], base: Base, pro
 def _mentions(concept: Concept, text: str) -> bool:
     """Whether `text` uses a word of the concept in any sense, or one that nobody listed."""
     return any(concept.scan(text)) or any(re.search(rf"\b{re.escape(word)}", text.lower()) for word in unlisted_words(concept))
-
-
-def _replaced(prompt: str, concepts: Sequence[Concept], anchors: dict[str, str]) -> str:
-    """`prompt` with each concept's words replaced by its anchor."""
-    from sd_erase.erasure.sd import redirect
-
-    for concept in concepts:
-        spans = [(match.start, match.end) for match in concept.find(prompt)]
-        prompt = redirect(prompt, spans, anchors[concept.name]).target
-    return prompt
 
 
 def _sentences(concept: Concept, count: int) -> list[str]:

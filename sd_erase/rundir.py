@@ -92,6 +92,7 @@ class RunDir:
     encoder = property(lambda self: self.path / "encoder")
     images = property(lambda self: self.path / "images")
     detections = property(lambda self: self.path / "detections")
+    attacks = property(lambda self: self.path / "attacks")
     report = property(lambda self: self.path / "report")
     export = property(lambda self: self.path / "export")
 

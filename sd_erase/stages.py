@@ -18,6 +18,7 @@ STAGES = {
     "train": "sd_erase.erasure.loop:train",
     "generate": "sd_erase.images:generate",
     "evaluate": "sd_erase.evaluation:evaluate",
+    "attack": "sd_erase.attacks.stage:attack",
     "report": "sd_erase.report:build_report",
 }
 
@@ -47,5 +48,6 @@ def output_of(stage: str, run: RunDir, result: dict[str, Any]) -> Path:
         "train": run.encoder,
         "generate": run.images / "contact.png",
         "evaluate": run.report / "evaluation.md",
+        "attack": run.report / "attack.md",
         "report": run.report / "report.html",
     }[stage]

@@ -41,7 +41,9 @@ def stage_of(name: str) -> Any:
     return stage
 
 
-harvest, train, generate, evaluate, report = map(stage_of, ("harvest", "train", "generate", "evaluate", "report"))
+harvest, train, generate, evaluate, attack, report = map(
+    stage_of, ("harvest", "train", "generate", "evaluate", "attack", "report")
+)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ retain captions, of the empty prompt, of neighbours and of spared senses stay wh
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,13 @@ def redirect(caption: str, spans: list[tuple[int, int]], anchor: str) -> Redirec
         length += len(word)
         end = stop
     return Redirect(caption, "".join([*pieces, caption[end:]]), tuple(own_spans), tuple(target_spans))
+
+
+def anchored(prompt: str, concepts: Sequence[Concept], anchors: dict[str, str]) -> str:
+    """`prompt` with each concept's words replaced by its anchor."""
+    for concept in concepts:
+        prompt = redirect(prompt, [(match.start, match.end) for match in concept.find(prompt)], anchors[concept.name]).target
+    return prompt
 
 
 def span_tokens(tokenizer: Any, text: str, spans: tuple[tuple[int, int], ...], positions: int) -> list[list[int]]:

@@ -1,0 +1,1 @@
+"""Attacks on an erased encoder: is the concept really gone, or only its words?"""

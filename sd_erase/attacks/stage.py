@@ -1,0 +1,260 @@
+"""The stage "attack": how often words found by a search bring the concept back, beside no words and random ones.
+
+Reads the run's erased encoder and ``concepts.json``. Writes ``attacks/prefix.jsonl`` (one line a prompt),
+``attacks/{none,random,search}/*.png``, the same of the control in ``attacks/control/``, what the search is shown in
+``attacks/original/``, ``report/attack.json`` and ``report/attack.md``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sd_erase import bases, resources
+from sd_erase.attacks.prefix import encode_images, random_prefixes, search
+from sd_erase.concepts import Concept, read_concepts
+from sd_erase.config import AttackConfig, RunConfig
+from sd_erase.detection import BATCH_SIZE, Detector
+from sd_erase.erasure.sd import anchored
+from sd_erase.errors import UserError
+from sd_erase.evaluation import detector_of, markdown_table, percent
+from sd_erase.images import Prompt, Settings, draw, read_prompts
+from sd_erase.metrics.rates import share
+from sd_erase.progress import NoProgress, Progress
+from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_json_atomic, write_jsonl_atomic, write_text_atomic
+
+if TYPE_CHECKING:
+    import torch
+
+GROUP = 16  # prompts that are searched side by side; an interrupted search goes on behind the last whole group
+REFERENCE_SEEDS = 10_000  # the search is shown images from other noise than that of the images that count
+REFERENCES = 3  # drawn by the original for each prompt; the first that shows the concept is taken
+ARMS = {"none": "the prompt alone", "random": "random words before it", "search": "found words before it"}
+
+
+def shows(detector: Detector, labels: frozenset[str], paths: Sequence[Path]) -> list[bool]:
+    """Whether the detector finds any of `labels` in each image file."""
+    from PIL import Image
+
+    found: list[bool] = []
+    for start in range(0, len(paths), BATCH_SIZE):
+        images = []
+        for path in paths[start : start + BATCH_SIZE]:
+            with Image.open(path) as image:
+                images.append(image.convert("RGB"))
+        found += [any(each.label in labels for each in one) for one in detector.detect(images)]
+    return found
+
+
+def references(
+    pipeline: Any,
+    prompts: Sequence[str],
+    folder: Path,
+    settings: Settings,
+    detector: Detector,
+    labels: frozenset[str],
+    *,
+    stamp: str = "",
+    progress: Progress | None = None,
+) -> dict[str, torch.Tensor]:
+    """Latents of the original's images of `prompts`, which the search shall bring back.
+
+    Args:
+        pipeline: the original.
+        prompts: what is drawn.
+        folder: where the images go.
+        settings: how they are drawn.
+        detector: finds the concept.
+        labels: the concept's.
+        stamp: a fingerprint of the original's weights; without one, images are always drawn.
+        progress: told of each image.
+
+    Returns:
+        prompt -> [1, channels, height, width], without the prompts of which no image shows the concept.
+    """
+    from PIL import Image
+
+    settings = dataclasses.replace(settings, seed=settings.seed + REFERENCE_SEEDS, images_per_prompt=REFERENCES)
+    paths = draw(pipeline, [Prompt(prompt) for prompt in prompts], folder, settings, stamp=stamp, progress=progress)
+    latents: dict[str, torch.Tensor] = {}
+    for number, (path, is_shown) in enumerate(zip(paths, shows(detector, labels, paths), strict=True)):
+        prompt = prompts[number // REFERENCES]
+        if is_shown and prompt not in latents:
+            with Image.open(path) as image:
+                latents[prompt] = encode_images(pipeline, [image.convert("RGB")])
+    return latents
+
+
+def measure(
+    pipeline: Any,
+    prompts: Sequence[str],
+    latents: torch.Tensor,
+    folder: Path,
+    attack: AttackConfig,
+    settings: Settings,
+    detector: Detector,
+    labels: frozenset[str],
+    *,
+    stamp: str,
+    arms: Sequence[str] = tuple(ARMS),
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Search a prefix for each prompt, draw without, with random and with found words, and look for the concept.
+
+    What `folder` holds already of the same inputs is not done again.
+
+    Args:
+        pipeline: with the encoder under attack, in float32.
+        prompts: what is attacked.
+        latents: [prompts, images, channels, height, width]; see `search`.
+        folder: where ``prefix.jsonl`` and the images go.
+        attack: the search's settings; its ``images_per_prompt`` counts here.
+        settings: how images are drawn; its seed is the search's too.
+        detector: finds the concept.
+        labels: the concept's.
+        stamp: a fingerprint of the weights.
+        arms: which of `ARMS` to draw.
+        progress: told of each step and image.
+
+    Returns:
+        One row a prompt: ``prompt``, ``prefix``, ``random_prefix``, ``loss``, ``loss_before``, ``seconds`` of its search, and
+        ``found``: arm -> one bool an image.
+    """
+    settings = dataclasses.replace(settings, images_per_prompt=attack.images_per_prompt)
+    file, inputs = folder / "prefix.jsonl", fingerprint(stamp, settings.seed, attack.tokens, attack.steps, attack.candidates)
+    stored = [row for row in (read_jsonl(file) if file.is_file() else ()) if row["inputs"] == inputs]
+    rows = {number: row for number, (row, prompt) in enumerate(zip(stored, prompts, strict=False)) if row["prompt"] == prompt}
+    left = [number for number in range(len(prompts)) if number not in rows]
+    for start in range(0, len(left), GROUP):
+        group = left[start : start + GROUP]
+        began = time.perf_counter()
+        found = search(pipeline, [prompts[number] for number in group], latents[group], attack, settings.seed, progress)
+        seconds = round((time.perf_counter() - began) / len(group), 2)
+        for number, one in zip(group, found, strict=True):
+            rows[number] = {**dataclasses.asdict(one), "seconds": seconds, "inputs": inputs}
+        write_jsonl_atomic(file, rows.values())
+    chosen = [rows[number] for number in range(len(prompts))]
+    words = random_prefixes(pipeline, prompts, attack.tokens, settings.seed)
+    prefixes = {"none": [""] * len(prompts), "random": words, "search": [row["prefix"] for row in chosen]}
+    for row, random_prefix in zip(chosen, words, strict=True):
+        row |= {"random_prefix": random_prefix, "found": {}}
+    for arm in arms:
+        texts = [Prompt(f"{prefix} {prompt}".strip()) for prefix, prompt in zip(prefixes[arm], prompts, strict=True)]
+        paths = draw(pipeline, texts, folder / arm, settings, stamp=stamp, progress=progress)
+        shown = shows(detector, labels, paths)
+        for number, row in enumerate(chosen):
+            row["found"][arm] = shown[number * attack.images_per_prompt : (number + 1) * attack.images_per_prompt]
+    write_jsonl_atomic(file, chosen)
+    return chosen
+
+
+def shares(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Arm -> the share of ``images`` with the concept and of ``prompts`` with at least one such image (each a `share`)."""
+    return {
+        arm: {
+            "images": share([shown for row in rows for shown in row["found"][arm]]),
+            "prompts": share([any(row["found"][arm]) for row in rows]),
+        }
+        for arm in rows[0]["found"]
+    }
+
+
+def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> dict[str, Any]:
+    """Attack the run's erased encoder, and as a control the original one with the concept replaced in the prompts.
+
+    The control shows whether the search can succeed at all: the original encoder knows the concept, so words that bring it
+    back exist for every prompt.
+
+    Args:
+        config: the run's configuration; sections ``attack``, ``generate`` (how to draw) and ``evaluate`` (the detector).
+        run: where the erased encoder lies and the results go.
+        progress: told of each step and image.
+
+    Returns:
+        The manifest "attack": ``erased`` and ``control`` (see `shares`), ``prompts``, ``seconds`` of a prompt's search, the
+        ``detector`` and ``warnings``.
+
+    Raises:
+        UserError: a bad setting, no trained encoder, or no prompt whose original image shows the concept.
+    """
+    import torch
+
+    from sd_erase.pipeline import erased_pipeline, load_original
+
+    progress = progress or NoProgress()
+    anchors = run.require("train", "train")["anchor"]
+    concepts = read_concepts(run)
+    base, device = bases.resolve(config.base), resources.device(config.device)
+    settings = Settings.of(config, base)
+    files = config.attack.prompts or config.generate.prompts
+    if not files:
+        raise UserError(f"No prompts are given: pass --prompts with a file or one of: {', '.join(resources.names('prompts'))}.")
+    listed = list(dict.fromkeys(prompt.text for name in files for prompt in read_prompts(name)))
+    named = [prompt for prompt in listed if any(concept.find(prompt) for concept in concepts)]
+    detector = detector_of(config)
+    labels = frozenset(label for concept in concepts for label in concept.labels) & detector.labels
+    names = ", ".join(concept.name for concept in concepts)
+    if not labels:
+        raise UserError(f"The detector finds no label of {names}: pass --detector with one that does.")
+    known = fingerprint(base.source, device.type, dataclasses.asdict(settings), [concept.to_dict() for concept in concepts])
+    erased_stamp = fingerprint(known, *sorted(run.encoder.rglob("*.safetensors")))
+    inputs = fingerprint(erased_stamp, anchors, named, dataclasses.asdict(config.attack), detector.card)
+    if run.is_complete("attack", inputs) and (run.report / "attack.md").is_file():
+        return run.read_manifest("attack")
+    original = load_original(base, device, torch.float32)
+    erased = erased_pipeline(original, run)
+    run.reopen("attack")
+    shown = references(original, named, run.attacks / "original", settings, detector, labels, stamp=known, progress=progress)
+    if not shown:
+        raise UserError(f"No image that the original draws of these prompts shows {names}: pass --prompts that name it.")
+    latents = torch.stack(list(shown.values()))
+    used = {name: getattr(config.attack, name) for name in ("tokens", "steps", "candidates", "images_per_prompt")}
+    result: dict[str, Any] = {"concepts": names, "anchors": anchors, "prompts": len(shown), **used}
+    for name, pipeline, prompts, folder, stamp in (
+        ("erased", erased, list(shown), run.attacks, erased_stamp),
+        ("control", original, [anchored(prompt, concepts, anchors) for prompt in shown], run.attacks / "control", known),
+    ):
+        rows = measure(
+            pipeline, prompts, latents, folder, config.attack, settings, detector, labels, stamp=stamp, progress=progress
+        )
+        result[name] = shares(rows)
+        result["seconds"] = max(row["seconds"] for row in rows)
+    result["detector"] = detector.card
+    result["warnings"] = []
+    if len(shown) < len(listed):
+        left_out = len(listed) - len(shown)
+        result["warnings"].append(
+            f"{left_out} of {len(listed)} prompts were left out: the original's images of them do not show {names}."
+        )
+    if result["control"]["search"]["prompts"]["rate"] < 0.5:
+        result["warnings"].append("The control was mostly not broken: the search is too weak to say anything; pass more --steps.")
+    write_json_atomic(run.report / "attack.json", result)
+    write_text_atomic(run.report / "attack.md", render(result))
+    return run.complete("attack", inputs, result)
+
+
+def render(result: dict[str, Any]) -> str:
+    """The shares as Markdown."""
+    titles = {
+        "erased": "erased",
+        "control": "original, " + ", ".join(f"{a or 'nothing'} for {c}" for c, a in result["anchors"].items()),
+    }
+    table = [
+        [titles[name], ARMS[arm], percent(result[name][arm]["images"]), percent(result[name][arm]["prompts"])]
+        for name in titles
+        for arm in ARMS
+    ]
+    lines = [
+        f"# Words before the prompt that bring {result['concepts']} back",
+        "",
+        *markdown_table(["Encoder", "Prompt", "Images with it", "Prompts with one or more"], table),
+        "",
+        f"{result['prompts']} prompts, {result['images_per_prompt']} images each; {result['tokens']} words, {result['steps']} steps of "
+        f"{result['candidates']} candidates, {result['seconds']:.1f} s a prompt; detector {result['detector']['name']}. Intervals: "
+        "Wilson, 95 %.",
+        *(f"\n> {warning}" for warning in result["warnings"]),
+    ]
+    return "\n".join(lines) + "\n"
