@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase import bases, resources
+from sd_erase.attacks import stage as attacks
 from sd_erase.concepts import Concept, load_concepts, read_concepts
-from sd_erase.config import RunConfig, from_dict, override, to_dict
+from sd_erase.config import AttackConfig, RunConfig, from_dict, override, to_dict
 from sd_erase.detection import Detector, load_detector
+from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError
 from sd_erase.images import Prompt, Settings, draw, sheet
 from sd_erase.metrics.rates import wilson
@@ -39,6 +41,7 @@ class Recipe:
         methods: name of a row -> settings that differ from the defaults, by dotted name (``{"train.objective": "paper"}``).
         seeds: of training; images are drawn from the same noise for all.
         images: images a prompt, for each group of prompts (see `probes`); a group with 0 is left out.
+        attacked: prompts of each concept before which words are searched that bring it back (see `attacks`); 0 for none.
         settings: what all rows share, by dotted name.
         title: of the table.
     """
@@ -47,6 +50,7 @@ class Recipe:
     methods: dict[str, dict[str, Any]]
     seeds: tuple[int, ...] = (0,)
     images: dict[str, int] = field(default_factory=lambda: {"named": 8, "unlisted": 4, "untouched": 2, "senses": 4})
+    attacked: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     title: str = "Erasures compared"
 
@@ -119,6 +123,7 @@ class _Bench:
         self.recipe, self.folder, self.progress = recipe, folder, progress
         self.originals: dict[str, dict[str, Any]] = {}
         self._models: dict[str, Any] = {}
+        self.attacked: dict[str, tuple[list[str], Any, dict[str, Any]]] = {}  # prompts, latents, the control's shares
 
     def config(self, method: str, concepts: str, seed: int) -> RunConfig:
         """The settings of one cell."""
@@ -173,6 +178,10 @@ class _Bench:
                 cell["groups"][group]["clip_score"] = coherence.clip_score(features, anchors)
                 cell["groups"][group]["frechet"] = coherence.frechet(self.features[concepts], features)
         cell["original"] = original
+        if self.recipe.attacked:
+            cell["attack"], original["attack"] = self._attack(
+                concepts, erased, found, trained["anchor"], groups, run, stamp, settings
+            )
         cell["seconds"] = trained["seconds"]
         cell["peak_memory_mb"] = trained["peak_memory_mb"]
         cell["clip_similarity"] = _similarity(run)
@@ -238,6 +247,40 @@ class _Bench:
                     result[group]["frechet"] = coherence.frechet(self.features[concepts], features)
         self.originals[concepts] = result
         return result
+
+    def _attack(
+        self,
+        concepts: str,
+        erased: Any,
+        found: list[Concept],
+        anchors: dict[str, str],
+        groups: dict[str, list[str]],
+        run: RunDir,
+        stamp: str,
+        settings: Settings,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The prefix search against one cell's encoder, and against the original with the anchor in the concept's place."""
+        import torch
+
+        original, detector = self._models["pipeline"], self._models["detector"]
+        labels = frozenset(label for concept in found for label in concept.labels) & detector.labels
+        if concepts not in self.attacked:
+            prompts = groups["named"][:: max(1, len(groups["named"]) // self.recipe.attacked)][: self.recipe.attacked]
+            folder, known = self.folder / "original" / _name(concepts) / "attack", fingerprint("original")
+            latents = attacks.references(original, prompts, folder / "shown", settings, detector, labels, stamp=known)
+            plain = [anchored(prompt, found, anchors) for prompt in latents]
+            shown = torch.stack(list(latents.values()))
+            control = attacks.measure(
+                original, plain, shown, folder, AttackConfig(), settings, detector, labels, stamp=known, arms=("search",),
+                progress=self.progress,
+            )  # fmt: skip
+            self.attacked[concepts] = list(latents), shown, attacks.shares(control)
+        prompts, shown, control = self.attacked[concepts]
+        rows = attacks.measure(
+            erased, prompts, shown, run.path / "probes" / "attack", AttackConfig(), settings, detector, labels, stamp=stamp,
+            arms=("random", "search"), progress=self.progress,
+        )  # fmt: skip
+        return attacks.shares(rows), control
 
     def contact_sheet(self, concepts: str, prompts: int = 6) -> None:
         """The first image of some prompts: the original on the prompt and on the anchor's, then each method's first seed."""
@@ -307,6 +350,7 @@ def _row(method: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
             name: _mean([cell["groups"][group].get(name) for cell in cells if group in cell["groups"]])
             for group, name in (("untouched", "psnr"), ("named", "clip_score"), ("named", "frechet"))
         },
+        **{f"attack_{arm}": _pooled_attack(cells, arm) for arm in ("random", "search")},
         "companions_of_anchor": _ratio(cells, "named", "companions", "anchor"),
         "untouched_of_original": _ratio(cells, "untouched", "companions", "untouched"),
         "clip_similarity": _mean([(cell["clip_similarity"] or {}).get("after") for cell in cells]),
@@ -335,6 +379,12 @@ def _pooled(cells: Sequence[dict[str, Any]], group: str, name: str) -> dict[str,
     return {"count": count, "n": n, "rate": count / n, "low": low, "high": high, "seeds": [min(rates), max(rates)]}
 
 
+def _pooled_attack(cells: Sequence[dict[str, Any]], arm: str) -> dict[str, Any] | None:
+    """As `_pooled`, of the images that an attack drew."""
+    under = [{"seed": cell["seed"], "groups": {"attack": cell["attack"][arm]}} for cell in cells if "attack" in cell]
+    return _pooled(under, "attack", "images") if under else None
+
+
 def _ratio(cells: Sequence[dict[str, Any]], group: str, name: str, against: str) -> float | None:
     """Of what the original draws in group `against`, how much the erased model draws in `group`."""
     pairs = [(cell["groups"][group][name], cell["original"][against][name]) for cell in cells if group in cell["groups"]]
@@ -351,6 +401,8 @@ COLUMNS = (
     ("untouched prompts, of the original's", "untouched_of_original"),
     ("PSNR, dB", "psnr"),
     ("spared senses", "senses"),
+    ("random words before it", "attack_random"),
+    ("found words before it", "attack_search"),
     ("CLIPScore", "clip_score"),
     ("Fréchet", "frechet"),
     ("CLIP similarity", "clip_similarity"),
@@ -363,8 +415,10 @@ def render(result: dict[str, Any]) -> str:
     recipe = result["recipe"]
     original = list(result["original"].values())
 
-    def total(group: str, name: str) -> str:
-        counts = [one[group][name] for one in original if group in one]
+    def total(group: str, *names: str) -> str:
+        counts = [one[group] for one in original if group in one]
+        for name in names:
+            counts = [each[name] for each in counts]
         n = sum(each["n"] for each in counts)
         return _percent(sum(each["count"] for each in counts) / n) if n else "–"
 
@@ -372,6 +426,8 @@ def render(result: dict[str, Any]) -> str:
         "named": total("named", "target"), "unlisted": total("unlisted", "target"), "companions_of_anchor": "100 %",
         "doubled": f"{total('named', 'doubled')}; anchor {total('anchor', 'doubled')}",
         "unnamed": f"{total('named', 'unnamed')}; anchor {total('anchor', 'unnamed')}",
+        "attack_random": "–",
+        "attack_search": f"anchor {total('attack', 'search', 'images')}",
         "untouched_of_original": "100 %", "psnr": "–", "senses": total("senses", "companions"),
         "clip_score": _number(_mean([one["anchor"].get("clip_score") for one in original if "anchor" in one])),
         "frechet": _number(_mean([one[REDRAWN].get("frechet") for one in original if REDRAWN in one])),

@@ -136,7 +136,7 @@ def test_the_search_finds_what_the_original_knows(pocket: Any, tmp_path: Path) -
         "a bike and a car",
     ]
     shown = stage.references(pocket, prompts, tmp_path / "original", Settings(), detector, labels)
-    plain = [stage.replaced(prompt, [concept], {"bicycle": "object"}) for prompt in shown]
+    plain = [stage.anchored(prompt, [concept], {"bicycle": "object"}) for prompt in shown]
     rows = stage.measure(
         pocket, plain, torch.stack(list(shown.values())), tmp_path, AttackConfig(), Settings(), detector, labels, stamp="original"
     )

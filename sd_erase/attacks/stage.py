@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sd_erase import bases, resources
 from sd_erase.attacks.prefix import encode_images, random_prefixes, search
-from sd_erase.concepts import Concept, read_concepts
+from sd_erase.concepts import read_concepts
 from sd_erase.config import AttackConfig, RunConfig
 from sd_erase.detection import BATCH_SIZE, Detector
 from sd_erase.erasure.sd import anchored

@@ -151,7 +151,7 @@ class StableDiffusionErasure(Stateless):
         self.misspellings = {concept.name: _misspellings(towers, concept, anchors[concept.name]) for concept in concepts}
         spared = [phrase for concept in concepts for phrase in concept.spared if re.fullmatch(r"[a-z' ]+", phrase)]
         phrases = [*spared, *_told_apart(towers, concepts), *(anchor for anchor in anchors.values() if anchor)]
-        self.pseudo_words = {concept.name: self._find_pseudo_words(towers, concept) for concept in concepts}
+        self.pseudo_words: dict[str, torch.Tensor] = {}  # found when a training batch first wants some
         kind = concepts[0].kind
         self.protected = [caption_of(phrase, kind) for phrase in dict.fromkeys(phrases)]
         trained = [module.weight for module in towers.text.modules() if isinstance(module, torch.nn.Linear)]
@@ -178,12 +178,16 @@ class StableDiffusionErasure(Stateless):
             caption = caption.upper()
         return redirect(caption, list(spans), self.anchors[concept.name])
 
-    def _find_pseudo_words(self, towers: Towers, concept: Concept) -> torch.Tensor:
-        """Input embeddings that the frozen encoder reads as `concept`, found in plain captions of its listed words."""
-        filled = [_fill(template, phrase) for template in concept.templates for phrase in concept.phrases]
-        captions = [caption for caption, _ in filled]
-        spans = [span_tokens(towers.tokenizer, caption, places, 77)[0] for caption, places in filled]
-        return pseudo_words.find(towers, captions, spans, seed=0)
+    def _pseudo_word(self, towers: Towers, name: str, rng: random.Random) -> torch.Tensor:
+        """One of the input embeddings that the frozen encoder reads as the concept, in plain captions of its listed words."""
+        if name not in self.pseudo_words:
+            concept = self.concepts[name]
+            filled = [_fill(template, phrase) for template in concept.templates for phrase in concept.phrases]
+            captions = [caption for caption, _ in filled]
+            spans = [span_tokens(towers.tokenizer, caption, places, 77)[0] for caption, places in filled]
+            self.pseudo_words[name] = pseudo_words.find(towers, captions, spans, seed=0)
+        pool = self.pseudo_words[name]
+        return pool[rng.randrange(len(pool))]
 
     def _pseudo_words_in(
         self, towers: Towers, moved: list[Redirect], positions: int, batch: Batch
@@ -195,8 +199,7 @@ class StableDiffusionErasure(Stateless):
         if batch.split == "train" and PSEUDO_SHARE:
             for row, (item, pair) in enumerate(zip(moved, batch.forget, strict=True)):
                 if batch.random.random() < PSEUDO_SHARE:
-                    pool = self.pseudo_words[str(pair.concept)]
-                    word = pool[batch.random.randrange(len(pool))]
+                    word = self._pseudo_word(towers, str(pair.concept), batch.random)
                     for group in span_tokens(towers.tokenizer, item.caption, item.spans, positions):
                         for order, position in enumerate(group):
                             rows.append(row)

@@ -1,0 +1,77 @@
+"""Two separate erasures made one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from sd_erase import bases
+from sd_erase.captions.pocket import render
+from sd_erase.cli import main
+from sd_erase.clip import load_towers, prefixed
+from sd_erase.concepts import read_concepts
+from sd_erase.pairs import read_pairs
+from sd_erase.rundir import RunDir
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunDir]:
+    root = tmp_path_factory.mktemp("merge")
+    render(root / "scenes", scenes=150)
+    made = []
+    for concept in ("bicycle", "elephant"):
+        made.append(RunDir(root / concept))
+        result = CliRunner().invoke(
+            main,
+            [
+                "train",
+                "--fast",
+                "--concept",
+                concept,
+                "--dataset",
+                f"pocket:{root / 'scenes'}",
+                "--run",
+                str(made[-1]),
+                "--device",
+                "cpu",
+            ],
+        )
+        assert result.exit_code == 0, result.output
+    return made
+
+
+def test_the_merged_encoder_is_the_original_plus_both_changes(runs: list[RunDir], tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["merge", *map(str, runs), "--run", str(tmp_path / "both")])
+    assert result.exit_code == 0, result.output
+    assert "bicycle: redirect" in result.output
+    run = RunDir(tmp_path / "both")
+    original = prefixed(load_towers(bases.resolve("pocket"), "cpu", need_images=False).text.state_dict())
+    parts = [load_file(part.encoder / "text_encoder" / "model.safetensors") for part in (*runs, run)]
+    for key, value in original.items():
+        assert (parts[2][key] - (parts[0][key] + parts[1][key] - value)).abs().max() < 1e-5, key
+    assert [concept.name for concept in read_concepts(run)] == ["bicycle", "elephant"]
+    concepts = read_concepts(run)
+    for pair in read_pairs(run):
+        assert (pair.set == "forget") or not any(concept.find(pair.caption) for concept in concepts)
+    manifest = run.require("train", "train")
+    for row in manifest["interference"]:
+        assert row["alone"]["redirect"] < 0.5  # the closed form erased each
+        assert row["merged"]["redirect"] < 1.0
+        assert row["merged"]["preserve"] > 0
+    assert manifest["anchor"].keys() == {"bicycle", "elephant"}
+
+
+def test_runs_that_do_not_fit_together_are_refused(runs: list[RunDir], tmp_path: Path) -> None:
+    for arguments, words in (
+        ([runs[0]], "Only one run"),
+        ([runs[0], runs[0]], "'bicycle' is erased by more than one"),
+        ([runs[0], tmp_path / "none"], "no finished train stage"),
+        ([runs[0], runs[1], "--run", runs[0]], "exists"),
+    ):
+        result = CliRunner().invoke(main, ["merge", *map(str, arguments), "--output-root", str(tmp_path / "outputs")])
+        assert result.exit_code == 2, result.output
+        assert words in result.output
+    assert not list(tmp_path.glob("outputs/*"))

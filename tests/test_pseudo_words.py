@@ -1,0 +1,105 @@
+"""Embeddings that the frozen encoder reads as a concept, on the pocket model, and the adversary that starts from them."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from sd_erase import bases
+from sd_erase.clip import Towers, choose_anchor, choose_neighbours, encode, load_towers
+from sd_erase.concepts import Concept, concept_named
+from sd_erase.erasure import pseudo_words
+from sd_erase.erasure.method import Batch
+from sd_erase.erasure.robust import ATTACKED, RobustErasure
+from sd_erase.pairs import Pair
+
+
+@pytest.fixture(scope="module")
+def towers() -> Towers:
+    return load_towers(bases.resolve("pocket"), "cpu", need_images=False)
+
+
+def pooled(towers: Towers, captions: list[str]) -> torch.Tensor:
+    return torch.nn.functional.normalize(encode(towers.frozen_text, towers.tokens(captions), (-1,))[1], dim=-1)
+
+
+def batch(split: str = "train") -> Batch:
+    def pair(caption: str, word: str | None) -> Pair:
+        spans = ((caption.index(word), caption.index(word) + len(word)),) if word else ()
+        return Pair("k", None, caption, "forget" if word else "retain", split, "bicycle" if word else None, spans, "test")
+
+    forget = [pair(f"a photo of a bicycle {place}", "bicycle") for place in ("on the grass", "in a room", "by the sea")]
+    retain = [pair(f"a photo of a {name}", None) for name in ("dog", "cat", "chair")]
+    return Batch(forget, retain, None, None, None, None, random.Random(0), split)
+
+
+def test_a_pseudo_word_reads_as_the_concept_and_is_none_of_its_words(towers: Towers) -> None:
+    captions = ["a photo of a bicycle", "a bicycle in a field", "the bicycle and a dog"]
+    spans = [[5], [2], [2]]
+    found = pseudo_words.find(towers, captions, spans, seed=1)
+    assert found.shape[1:] == (pseudo_words.TOKENS, towers.text.config.hidden_size)
+    assert pseudo_words.COUNT // 4 <= len(found) <= pseudo_words.COUNT
+    # in a caption that the search did not see
+    ids = towers.tokens(["a photo of a object on the beach"] * len(found))
+    with torch.no_grad(), pseudo_words.replaced(towers.frozen_text, list(range(len(found))), [5] * len(found), found[:, 0]):
+        states = torch.nn.functional.normalize(encode(towers.frozen_text, ids, (-1,))[1], dim=-1)
+    concept, other = pooled(towers, ["a photo of a bicycle on the beach", "a photo of a object on the beach"])
+    assert ((states @ concept) > (states @ other)).float().mean() > 0.9
+    words = pseudo_words.embedding(towers.frozen_text).weight[
+        towers.tokenizer("bicycle bike", add_special_tokens=False).input_ids
+    ]
+    assert torch.cdist(found[:, 0], words).min() > 0.1 * words.norm(dim=-1).mean()
+    assert torch.equal(found, pseudo_words.find(towers, captions, spans, seed=1))
+
+
+def test_embeddings_are_replaced_only_within_the_context(towers: Towers) -> None:
+    ids = towers.tokens(["a photo of a bicycle"])
+    before = encode(towers.frozen_text, ids, (-1,))[0][0]
+    with pseudo_words.replaced(towers.frozen_text, [0], [5], torch.zeros(1, before.shape[-1])):
+        within = encode(towers.frozen_text, ids, (-1,))[0][0]
+    assert torch.equal(within[:, :5], before[:, :5])  # the mask is causal
+    assert not torch.allclose(within[:, 5:], before[:, 5:], atol=1e-2)
+    assert torch.equal(encode(towers.frozen_text, ids, (-1,))[0][0], before)
+
+
+def test_words_of_one_vector_are_taken_once(towers: Towers) -> None:
+    ids = pseudo_words.words(towers)
+    vectors = pseudo_words.embedding(towers.frozen_text).weight[ids]
+    assert len(torch.unique(vectors, dim=0)) == len(ids) > 100
+
+
+def test_the_adversary_grows_stronger_and_its_pools_survive_a_resume(towers: Towers) -> None:
+    method = RobustErasure()
+    method.prepare(towers, [concept_named("bicycle")], {"bicycle": "object"}, False)
+    prefixes = method.prefixes.clone()
+    method.losses(towers, batch("validation"))
+    assert torch.equal(method.prefixes, prefixes)  # what a validation finds is not kept
+    terms = method.losses(towers, batch())
+    assert set(terms) == set(method.default_weights) - {"forgetting", "retention", "consistency"}
+    # nothing is erased yet: every attack brings the concept back
+    assert terms["adversarial"] > 0.2
+    terms["adversarial"].backward()
+    assert any(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in towers.text.parameters())
+    moved = method.moves["bicycle"]
+    assert 0 < (moved.abs().sum((1, 2)) > 0).sum() <= ATTACKED
+    limit = 0.7501 * method.scale
+    assert moved.square().mean(-1).sqrt().max() <= limit
+    assert not torch.equal(method.prefixes, prefixes)
+    other = RobustErasure()
+    other.prepare(towers, [concept_named("bicycle")], {"bicycle": "object"}, False)
+    other.load_state(dict(method.state()))
+    assert torch.equal(other.prefixes, method.prefixes)
+    assert torch.equal(other.moves["bicycle"], moved)
+    towers.text.zero_grad(set_to_none=True)
+
+
+def test_neighbours_are_near_things_that_the_base_tells_apart(towers: Towers) -> None:
+    found = choose_neighbours(towers, Concept("puppy", words=("puppy", "dog")), "object")
+    assert {"cat", "horse"} & set(found)
+    assert "dog" not in found
+    assert "object" not in found
+    artist = Concept("van gogh", "style", words=("van gogh",))
+    assert "vincent van gogh" not in choose_neighbours(towers, artist, "an artist")
+    assert choose_anchor(towers, artist) in ("an artist", "a painter", "an illustrator")
