@@ -17,6 +17,7 @@ class CLIPErase(Stateless):
     """The paper's objective, as a reference: it sees the pooled embedding only, not what the denoiser reads."""
 
     needs_images = True
+    only_matrices = False
     solves = False
     default_steps = 120
     default_learning_rate = 3e-4

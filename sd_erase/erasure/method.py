@@ -33,6 +33,7 @@ class Method(Protocol):
     """A row of `catalog.METHODS`."""
 
     needs_images: bool
+    only_matrices: bool  # whether all that trains are matrices, for which there is a better optimizer
     solves: bool  # whether `solve` changes the weights before the first step
     default_steps: int
     default_learning_rate: float

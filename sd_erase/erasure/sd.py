@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sd_erase.clip import SAME, caption_of, encode
 from sd_erase.erasure import pseudo_words
 from sd_erase.erasure.method import Batch, Stateless, paper_terms
+from sd_erase.erasure.rephrase import rephrased
 
 if TYPE_CHECKING:
     import random
@@ -131,6 +132,7 @@ class StableDiffusionErasure(Stateless):
     """The default objective. Vision tower, projection and temperature stay frozen; only linear weights train."""
 
     needs_images = False  # the paper's terms join in where the CLIP partner is at hand
+    only_matrices = True
     solves = False
     default_steps = 300
     default_learning_rate = 4e-3
@@ -150,7 +152,8 @@ class StableDiffusionErasure(Stateless):
         self.anchors = anchors
         self.misspellings = {concept.name: _misspellings(towers, concept, anchors[concept.name]) for concept in concepts}
         spared = [phrase for concept in concepts for phrase in concept.spared if re.fullmatch(r"[a-z' ]+", phrase)]
-        phrases = [*spared, *_told_apart(towers, concepts), *(anchor for anchor in anchors.values() if anchor)]
+        neighbours = [word for concept in concepts for word in concept.neighbours]
+        phrases = [*_told_apart(towers, concepts, [*spared, *neighbours]), *(anchor for anchor in anchors.values() if anchor)]
         self.pseudo_words: dict[str, torch.Tensor] = {}  # found when a training batch first wants some
         kind = concepts[0].kind
         self.protected = [caption_of(phrase, kind) for phrase in dict.fromkeys(phrases)]
@@ -174,6 +177,7 @@ class StableDiffusionErasure(Stateless):
                 )
             )
             caption, spans = _fill(template, rng.choice(words))
+        caption, spans = rephrased(caption, spans, rng)
         if rng.random() < 0.1:
             caption = caption.upper()
         return redirect(caption, list(spans), self.anchors[concept.name])
@@ -220,7 +224,7 @@ class StableDiffusionErasure(Stateless):
         rng, layers = batch.random, towers.layers
         moved = [self.augmented(pair.caption, pair.spans, self.concepts[pair.concept], rng) for pair in batch.forget]
         groups = {
-            "preserve": [pair.caption for pair in batch.retain],
+            "preserve": [rephrased(pair.caption, (), rng)[0] for pair in batch.retain],
             "protect": rng.sample(self.protected, min(8, len(self.protected))),
             "empty": [""],
         }
@@ -295,11 +299,11 @@ def _misspellings(towers: Towers, concept: Concept, anchor: str) -> list[str]:
     return [phrase for phrase, is_near in zip(candidates, near.tolist(), strict=True) if is_near]
 
 
-def _told_apart(towers: Towers, concepts: list[Concept]) -> list[str]:
-    """The concepts' neighbours, without those that the base reads as one of the words to forget."""
-    neighbours = list(dict.fromkeys(word for concept in concepts for word in concept.neighbours))
-    if not neighbours:
+def _told_apart(towers: Towers, concepts: list[Concept], phrases: list[str]) -> list[str]:
+    """The phrases without those that the base reads as one of the words to forget: it cannot keep one and lose the other."""
+    phrases = list(dict.fromkeys(phrases))
+    if not phrases:
         return []
     own = _pooled(towers, [phrase for concept in concepts for phrase in concept.phrases])
-    nearest = (_pooled(towers, neighbours) @ own.T).max(-1).values
-    return [word for word, cosine in zip(neighbours, nearest.tolist(), strict=True) if cosine < SAME]
+    nearest = (_pooled(towers, phrases) @ own.T).max(-1).values
+    return [phrase for phrase, cosine in zip(phrases, nearest.tolist(), strict=True) if cosine < SAME]
