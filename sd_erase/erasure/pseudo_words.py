@@ -118,7 +118,6 @@ def find(towers: Towers, captions: Sequence[str], spans: Sequence[Sequence[int]]
                 optimizer.zero_grad()
                 errors.sum().backward()
                 optimizer.step()
-    print("pseudo", sorted(errors.tolist())[::8])
     order = errors.detach().argsort()
     close = max(COUNT // 4, int((errors < CLOSE).sum()))
     return found.detach()[order[:close]]
