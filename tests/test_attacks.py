@@ -32,7 +32,7 @@ def pocket() -> Any:
 
 @pytest.fixture(scope="module")
 def latents() -> torch.Tensor:
-    return torch.randn((len(PROMPTS), 2, 4, 16, 16), generator=torch.Generator().manual_seed(0))
+    return torch.randn((len(PROMPTS), 1, 4, 16, 16), generator=torch.Generator().manual_seed(0))
 
 
 def test_the_vocabulary_holds_words_that_are_read_as_they_are_typed(pocket: Any) -> None:

@@ -21,9 +21,10 @@ from sd_erase.progress import NoProgress, Progress
 if TYPE_CHECKING:
     import torch
 
-# share of the diffusion's length at which the denoiser is asked. Measured on the pocket model: with more noise (0.8 and above) the
-# loss tells where objects stand rather than which they are, and words for the concept do not lower it
-NOISE_LEVELS = (0.4,)
+# Shares of the diffusion's length at which the denoiser is asked. On the pocket model with more noise (0.8 and above) the loss tells
+# where objects stand rather than which they are, and words for the concept do not lower it; with less noise they do. Of 45 images
+# of 15 prompts, 0.6 with 0.3 brought 29 back, 0.5 or 0.4 alone 22 and 21 at half the cost: suggestive, the intervals overlap.
+NOISE_LEVELS = (0.6, 0.3)
 TOP = 128  # swaps of a prefix that the gradient lets compete
 BATCH_SIZE = 32  # noisy images at once
 
@@ -106,7 +107,7 @@ def search(
         pipeline: a StableDiffusionPipeline with the text encoder under attack, in float32.
         prompts: what is attacked.
         latents: [prompts, images, channels, height, width], images that show the concept, such as the original model's own
-            of each prompt (see `encode_images`). Each gets one noise, and the levels of `NOISE_LEVELS` in turn.
+            of each prompt (see `encode_images`); each is looked at with every one of `NOISE_LEVELS`, under a noise of its own.
         settings: number of tokens, steps and candidates.
         seed: of noises, first prefixes and candidates.
         progress: told of each step.
@@ -166,12 +167,11 @@ class _Denoiser:
         self.pipeline, self.tokenizer = pipeline, pipeline.tokenizer
         self.embeddings = pipeline.text_encoder.get_input_embeddings()
         self.ids = [self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids for prompt in prompts]
-        self.images = latents.shape[1]
         scheduler = pipeline.scheduler
-        levels = itertools.islice(itertools.cycle(NOISE_LEVELS), self.images)
-        self.timesteps = torch.tensor(
-            [int(level * scheduler.config.num_train_timesteps) for level in levels], device=latents.device
-        )
+        levels = [int(level * scheduler.config.num_train_timesteps) for level in NOISE_LEVELS] * latents.shape[1]
+        self.timesteps = torch.tensor(levels, device=latents.device)
+        latents = latents.repeat_interleave(len(NOISE_LEVELS), 1)
+        self.images = latents.shape[1]
         # always drawn on the CPU, so that all devices look at the same noise
         generators = [
             torch.Generator().manual_seed(random.Random(f"{seed} noise {prompt}").getrandbits(60)) for prompt in prompts
