@@ -158,6 +158,8 @@ def load_pipeline(base: Base, dtype: Any = None) -> Any:
         warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")  # its successor is unknown to diffusers 0.35
         if base.source.endswith(".safetensors"):
             pipeline = kind.from_single_file(base.source, **options, **_own_configuration(base))
+            if base.family == "sd2" and not _predicts_velocity(pipeline.unet):
+                pipeline.scheduler.register_to_config(prediction_type="epsilon")
         else:
             pipeline = kind.from_pretrained(base.source, use_safetensors=True, **options)
     pipeline.set_progress_bar_config(disable=True)
@@ -178,6 +180,19 @@ def _own_configuration(base: Base) -> dict[str, Any]:
     }
     options = {"config": str(CONFIGURATIONS / base.configuration), **tokenizers, "local_files_only": True}
     return options if base.family == "sdxl" else {**options, "feature_extractor": None}
+
+
+def _predicts_velocity(unet: Any) -> bool:
+    """Whether an SD 2.x denoiser predicts velocity (768 px models) or noise (512 px models), which no file states.
+
+    A1111's test: of a constant input at the last step the former returns about the input's negative (modules/sd_models_config.py).
+    """
+    import torch
+
+    sample = torch.full((1, 4, 8, 8), 0.5, dtype=unet.dtype)
+    context = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, dtype=unet.dtype)
+    with torch.inference_mode():
+        return float((unet(sample, 999, context).sample - sample).mean()) < -1
 
 
 def text_encoder_state(base: Base, encoder: TextEncoder) -> dict[str, Any]:

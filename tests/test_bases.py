@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +35,8 @@ def test_a_one_file_checkpoint_loads_without_a_hub(
         expected, found = getattr(original, part).state_dict(), getattr(loaded, part).state_dict()
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[key], found[key]) for key in expected), part
+    # random weights predict nothing; what SD 2.x predicts is found by trying
+    assert loaded.scheduler.config.prediction_type == "epsilon"
     assert loaded.tokenizer("a bicycle").input_ids == [49406, 320, 11652, 49407]
     for encoder in base.encoders:
         padding = 49407 if (encoder.name, family) in {("text_encoder", "sd1"), ("text_encoder", "sdxl")} else 0
@@ -41,6 +44,17 @@ def test_a_one_file_checkpoint_loads_without_a_hub(
         state = bases.text_encoder_state(base, encoder)
         expected = {key.removeprefix("text_model."): value for key, value in getattr(original, encoder.name).state_dict().items()}
         assert all(torch.equal(expected[key], state[key if "projection" in key else f"text_model.{key}"]) for key in expected)
+
+
+@pytest.mark.parametrize(("sign", "answer"), [(-2.0, True), (1.0, False)])
+def test_what_an_sd2_denoiser_predicts_is_found_by_trying(sign: float, answer: bool) -> None:
+    class Denoiser:
+        dtype, config = torch.float32, SimpleNamespace(cross_attention_dim=8)
+
+        def __call__(self, sample: torch.Tensor, step: int, context: torch.Tensor) -> Any:
+            return SimpleNamespace(sample=sign * sample)
+
+    assert bases._predicts_velocity(Denoiser()) is answer
 
 
 def test_the_towers_of_a_one_file_checkpoint_train_without_their_partner(
