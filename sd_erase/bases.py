@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,10 +90,7 @@ def resolve(name: str) -> Base:
         return ROWS[name]
     path = Path(name).expanduser()
     if path.suffix in formats.PICKLES:
-        raise UserError(
-            f"Base {name} is a pickle, which can run code when opened: convert it to .safetensors first "
-            "(ComfyUI and A1111 both save checkpoints so) and pass that file."
-        )
+        raise formats.pickle_error("Base", path)
     if path.is_dir():
         index = path / "model_index.json"
         if not index.is_file():
@@ -234,6 +232,11 @@ class loading:  # noqa: N801 (used as a function)
             raise UserError(
                 f"Model {self.source} cannot be fetched from the hub ({name}): pass a local diffusers folder or a "
                 ".safetensors checkpoint with --base, or --base pocket."
+            ) from error
+        if re.search("no file named .*safetensors|necessary `safetensors` weights", text):
+            raise UserError(
+                f"Model {self.source} has weights that are pickles (.bin), which can run code when opened, or none at all: pass a "
+                "folder or a checkpoint with .safetensors files."
             ) from error
         if name == "SafetensorError" or isinstance(error, (OSError, ValueError, KeyError, RuntimeError)):
             raise UserError(

@@ -15,6 +15,8 @@ from sd_erase.formats import prefixed
 if TYPE_CHECKING:
     import torch
 
+SAME_ENCODER = 5e-3  # relative difference that storing one of two encoders in half precision explains
+
 
 @dataclass
 class Towers:
@@ -31,6 +33,7 @@ class Towers:
     clip: Any | None  # CLIPModel whose text_model is `text`
     frozen_clip: Any | None  # CLIPModel whose text_model is `frozen_text`
     image_processor: Any | None
+    notes: tuple[str, ...] = ()  # what a user should know of them
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -111,6 +114,18 @@ def _load_partner(base: Base, text: Any) -> tuple[Any, Any]:
     return clip, processor
 
 
+def difference_from_partner(partner: Any, text: Any) -> float:
+    """How far a base's text encoder is from its CLIP partner's text tower: the largest relative difference of a tensor, in L2.
+
+    SD 2.x has one layer fewer than its partner, whose last one is left out.
+    """
+    theirs, largest = prefixed(partner.state_dict()), 0.0
+    for key, value in prefixed(text.state_dict()).items():
+        expected = theirs[key].float()
+        largest = max(largest, float((value.float() - expected).norm() / expected.norm().clamp_min(1e-12)))
+    return largest
+
+
 def load_towers(base: Base, device: Any, *, need_images: bool) -> Towers:
     """The base's text encoder twice (student and frozen) in float32, with the CLIP partner around each.
 
@@ -137,6 +152,7 @@ def load_towers(base: Base, device: Any, *, need_images: bool) -> Towers:
             tokenizer = CLIPTokenizer.from_pretrained(base.source, subfolder="tokenizer")
     text.eval()
     clip = processor = None
+    notes: tuple[str, ...] = ()
     try:
         clip, processor = _load_partner(base, text)
     except UserError:
@@ -145,13 +161,18 @@ def load_towers(base: Base, device: Any, *, need_images: bool) -> Towers:
     if clip is not None:
         if clip.config.text_config.hidden_size != text.config.hidden_size:
             raise UserError(f"CLIP partner {base.clip_partner} does not fit the text encoder of {base.source}.")
+        if (apart := difference_from_partner(clip.text_model, text)) > SAME_ENCODER:
+            notes = (
+                f"The text encoder of {base.name} differs from its CLIP partner's ({base.clip_partner}) by {100 * apart:.2g} % of "
+                "its weights, as a fine-tune's does: its own encoder is what is trained.",
+            )
         clip.text_model = text
     frozen_clip = copy.deepcopy(clip)
     frozen_text = frozen_clip.text_model if frozen_clip is not None else copy.deepcopy(text)
     for module in (clip, frozen_clip, text, frozen_text):
         if module is not None:
             module.requires_grad_(False).eval().to(device)
-    return Towers(base, tokenizer, text, frozen_text, clip, frozen_clip, processor)
+    return Towers(base, tokenizer, text, frozen_text, clip, frozen_clip, processor, notes)
 
 
 def text_embeddings(clip: Any, pooled: torch.Tensor) -> torch.Tensor:

@@ -154,6 +154,18 @@ class Header:
         return tuple(self.tensors[name]["shape"])
 
 
+def pickle_error(what: str, path: Path) -> UserError:
+    """The refusal of a pickle, with a line that converts it without running its code."""
+    command = (
+        "import sys, torch, safetensors.torch as s; d = torch.load(sys.argv[1], weights_only=True); "
+        "s.save_file({k: v.clone() for k, v in d.get('state_dict', d).items() if hasattr(v, 'clone')}, sys.argv[2])"
+    )
+    return UserError(
+        f"{what} {path} is a pickle, which can run code when opened; convert it and pass the new file: "
+        f'python -c "{command}" {path} {path.with_suffix(".safetensors")}'
+    )
+
+
 def read_header(path: Path) -> Header:
     """The header of a complete safetensors file.
 
@@ -163,10 +175,7 @@ def read_header(path: Path) -> Header:
     from safetensors import SafetensorError, safe_open
 
     if path.suffix in PICKLES:
-        raise UserError(
-            f"File {path} is a pickle, which can run code when opened: convert it to .safetensors first (ComfyUI and A1111 both "
-            "save checkpoints so) and pass that file."
-        )
+        raise pickle_error("File", path)
     if not path.is_file():
         raise UserError(f"File {path} does not exist: pass the path of a .safetensors file.")
     try:

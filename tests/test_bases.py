@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 import torch
 from ldm import checkpoint
 from narrow import build, narrow
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sd_erase import bases
 from sd_erase.errors import UserError
@@ -119,6 +121,23 @@ def test_what_is_no_model_is_refused_in_one_sentence(
     save_file({"decoder.weight": torch.zeros(1)}, tmp_path / "vae.safetensors")
     with pytest.raises(UserError, match=words):
         bases.resolve(name)
+
+
+def test_the_advice_for_a_pickle_converts_it(tmp_path: Path) -> None:
+    path, shared = tmp_path / "my model.ckpt", torch.arange(4.0)
+    torch.save({"state_dict": {"a": shared, "b": shared[:2]}, "epoch": 3}, path)
+    with pytest.raises(UserError) as refusal:
+        bases.resolve(str(path))
+    code = str(refusal.value).split('"')[1]
+    target = path.with_suffix(".safetensors")
+    subprocess.run([sys.executable, "-c", code, path, target], check=True)
+    assert {key: value.tolist() for key, value in load_file(target).items()} == {"a": [0, 1, 2, 3], "b": [0, 1]}
+
+
+def test_a_folder_of_pickles_is_refused(small: Path, tmp_path: Path) -> None:
+    build(small).save_pretrained(tmp_path / "model", safe_serialization=False)
+    with pytest.raises(UserError, match="has weights that are pickles"):
+        bases.load_pipeline(bases.resolve(str(tmp_path / "model")))
 
 
 def test_a_hub_that_cannot_be_reached_says_what_to_pass_instead(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,14 +210,31 @@ def test_old_names_without_text_model_are_kept(sd15: tuple[Any, Path], tmp_path:
     assert set(safetensors.torch.load_file(path_of(manifest))) == set(old)
 
 
-def test_no_space_leaves_nothing_behind(sd15: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("to", ["comfyui", "a1111", "lora", "lora-diff", "diffusers"])
+def test_no_space_leaves_nothing_behind(sd15: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str) -> None:
     settings, run = run_of(sd15[1], tmp_path)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1 << 21}))
-    for to in ("a1111", "lora-diff", "diffusers"):
-        if to == "a1111":
-            with pytest.raises(UserError, match="no space left on"):
-                export(settings, run, to)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1 << 20}))
+    with pytest.raises(UserError, match="no space left on"):
+        export(settings, run, to)
     assert not list(run.export.iterdir())
+
+
+@pytest.mark.parametrize("to", ["comfyui", "a1111", "lora", "lora-diff", "diffusers"])
+def test_a_target_that_cannot_be_written_is_refused(sd15: tuple[Any, Path], tmp_path: Path, to: str) -> None:
+    settings, run = run_of(sd15[1], tmp_path)
+    (tmp_path / "file").write_text("x")  # root may write into a read-only folder, but not below a file
+    with pytest.raises(UserError, match="cannot be written"):
+        export(settings, run, to, output=str(tmp_path / "file" / "x"))
+
+
+def test_a_file_of_somebody_elses_is_not_overwritten(sd15: tuple[Any, Path], tmp_path: Path) -> None:
+    settings, run = run_of(sd15[1], tmp_path)
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(sd15[1].read_bytes())
+    for to in ("comfyui", "a1111", "lora"):
+        with pytest.raises(UserError, match="was not written by sd-erase"):
+            export(settings, run, to, output=str(other))
+    assert other.read_bytes() == sd15[1].read_bytes()
 
 
 def test_an_interrupted_copy_leaves_nothing_behind(
@@ -477,6 +494,41 @@ def test_a_fp16_pipeline_stays_in_fp16(sd15: tuple[Any, Path], tmp_path: Path) -
     pipeline = bases.load_pipeline(bases.resolve(str(sd15[1])), torch.float16)
     path = path_of(export(settings, run, "lora"))
     assert {value.dtype for value in sd_erase.load_erased(pipeline, path).text_encoder.state_dict().values()} == {torch.float16}
+
+
+def test_with_a_t5_encoder_beside_it_the_erasure_is_called_partial(sd15: tuple[Any, Path], tmp_path: Path) -> None:
+    """FLUX.1 reads CLIP-L's pooled output and T5."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+    from transformers import T5Config, T5EncoderModel
+
+    settings, run = run_of(sd15[1], tmp_path)
+    t5 = T5EncoderModel(T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=16))
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(), vae=None, text_encoder=sd15[0].text_encoder, tokenizer=sd15[0].tokenizer,
+        text_encoder_2=t5, tokenizer_2=None, transformer=None,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="The erasure is partial"):
+        erased = sd_erase.load_erased(pipeline, path_of(export(settings, run, "comfyui")))
+    assert erased.text_encoder_2 is t5 and erased.text_encoder is not pipeline.text_encoder
+
+
+def test_one_export_does_not_decide_the_next(sd15: tuple[Any, Path], tmp_path: Path) -> None:
+    """A kept --output would be overwritten by another format, and a kept --force forgotten."""
+    from click.testing import CliRunner
+
+    from sd_erase.cli import main
+
+    _, run = run_of(sd15[1], tmp_path)
+    before = run.config.read_text()
+    output = tmp_path / "mine.safetensors"
+    arguments = ["export", "--run", str(run.path), "--to", "lora", "--rank", "1", "--force", "--output", str(output)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0 and "rank 1" in result.stdout and "% of the change of the weights lost" in result.stdout
+    assert run.config.read_text() == before
+    written = output.read_bytes()
+    result = CliRunner().invoke(main, ["export", "--run", str(run.path), "--to", "a1111"])
+    assert "36 of the encoder swapped (12 differ), all others bit-identical" in result.stdout
+    assert output.read_bytes() == written
 
 
 # --- inspect ----------------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def write_checkpoint(name: str, path: Path) -> None:
 
 
 def export(run: Path, *arguments: object) -> dict[str, Any]:
-    """`sd-erase export` in a process of its own, with its seconds and peak memory in MB (mapped files included)."""
+    """`sd-erase export` in a process of its own: seconds, processor seconds, and peak memory in MB (mapped files included)."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "sd_erase", "export", "--run", run, "--json", *arguments]
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -83,7 +83,8 @@ def export(run: Path, *arguments: object) -> dict[str, Any]:
     _, status, usage = os.wait4(process.pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0, _
     result = json.loads(output)
-    return {**result, "seconds": time.perf_counter() - began, "memory": usage.ru_maxrss / 1024}
+    busy = usage.ru_utime + usage.ru_stime
+    return {**result, "seconds": time.perf_counter() - began, "busy": busy, "memory": usage.ru_maxrss / 1024}
 
 
 def states(folder: Path, state: dict[str, Any], encoder: bases.TextEncoder, tokenizer: Any) -> dict[str, list[torch.Tensor]]:
@@ -127,7 +128,9 @@ def check(run: Any, base: bases.Base, read: Any) -> float:
 
 def test_every_export_at_full_size(tmp_path: Path) -> None:
     wanted = os.environ.get("SD_ERASE_FULL_SIZE", "sd15 sd21 sdxl").split()
-    print(f"\n{'base':5} {'format':10} {'tensors':>8} {'changed':>8} {'MB':>7} {'seconds':>8} {'peak MB':>8} {'difference':>11}")
+    print(
+        f"\n{'base':5} {'format':10} {'tensors':>8} {'changed':>8} {'MB':>7} {'seconds':>8} {'CPU s':>6} {'peak MB':>8} {'difference':>11}"
+    )
     for name in wanted:
         measure(name, tmp_path)
 
@@ -157,7 +160,7 @@ def measure(name: str, folder: Path) -> None:
         (tensors, changed) = (sum(file.get(key, 0) for file in result["files"]) for key in ("tensors", "changed"))
         size = sum(path.stat().st_size for path in paths) / 1e6
         print(
-            f"{name:5} {to:10} {tensors:8} {changed or '':>8} {size:7.0f} {result['seconds']:8.1f} {result['memory']:8.0f} "
+            f"{name:5} {to:10} {tensors:8} {changed or '':>8} {size:7.0f} {result['seconds']:8.1f} {result['busy']:6.1f} {result['memory']:8.0f} "
             f"{difference:11.1e}",
             flush=True,
         )

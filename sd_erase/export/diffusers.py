@@ -36,7 +36,7 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     target = _target(job)
 
     def make() -> dict[str, Any]:
-        check_target(target / "model", 0)
+        check_target(target.with_name(f".{target.name}.new"), 0)  # makes the parent
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as place:
             folder = Path(place) / "new"
             if config.export.pipeline:
@@ -114,6 +114,11 @@ def _measured(job: Job) -> str:
     return tables.replace("# ", "## ").strip()
 
 
+def _is_plain(phrase: str) -> bool:
+    """Whether a spared use is a phrase rather than a pattern of `concepts`."""
+    return not set(phrase) & set("{}|+")
+
+
 def model_card(job: Job) -> str:
     """The README of an exported folder: what was erased, how, what was measured, how to use it, its limits and licence."""
     concepts = read_concepts(job.run)
@@ -121,9 +126,10 @@ def model_card(job: Job) -> str:
     erased = [
         f"- **{concept.name}**: {', '.join(concept.phrases)}; in its place "
         + (f'"{anchors.get(concept.name)}"' if anchors.get(concept.name) else "nothing")
-        + (f"; spared: {', '.join(concept.spared)}" if concept.spared else "")
+        + (f"; spared: {spared}" if (spared := ", ".join(filter(_is_plain, concept.spared))) else "")
         for concept in concepts
     ]
+    hub = job.base.source if job.base.source.count("/") == 1 and not Path(job.base.source).exists() else ""
     names = [encoder.name for encoder in job.base.encoders]
     kind = "StableDiffusionXLPipeline" if job.base.family == "sdxl" else "StableDiffusionPipeline"
     classes = {
@@ -137,15 +143,15 @@ def model_card(job: Job) -> str:
             f"from transformers import {', '.join(sorted(set(classes.values())))}",
             "",
             f"pipe = {kind}.from_pretrained(",
-            '    "BASE_MODEL",',
+            f'    "{hub or "BASE_MODEL"}",',
             *(f'    {name}={classes[name]}.from_pretrained("THIS_FOLDER", subfolder="{name}"),' for name in names),
             ")",
         ]
     measured = _measured(job)
     # the front matter that the hub reads
     front = ["---", "license: other", f"license_name: {job.base.licence}", "library_name: diffusers"]
-    if job.base.source.count("/") == 1 and not Path(job.base.source).exists():
-        front.append(f"base_model: {job.base.source}")
+    if hub:
+        front.append(f"base_model: {hub}")
     front += ["tags: [concept-erasure, machine-unlearning, stable-diffusion]", "---", ""]
     return "\n".join(
         [

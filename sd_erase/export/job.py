@@ -168,10 +168,12 @@ def check_target(target: Path, size: int) -> None:
     """Whether `size` bytes can be written to `target`.
 
     Raises:
-        UserError: its folder cannot be made or is too small, or `target` is a folder.
+        UserError: its folder cannot be made or is too small, or `target` is a folder or somebody else's file.
     """
     if target.is_dir():
         raise UserError(f"Output {target} is a folder of that name: pass another file with --output.")
+    if target.exists() and not _is_ours(target):
+        raise UserError(f"Output {target} exists and was not written by sd-erase: remove it, or pass another file with --output.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free
@@ -182,6 +184,13 @@ def check_target(target: Path, size: int) -> None:
             f"no space left on {target.parent} ({size / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free): "
             "free some, or pass another folder with --output."
         )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return "sd_erase.version" in formats.read_header(path).metadata
+    except UserError:
+        return False
 
 
 @contextlib.contextmanager
