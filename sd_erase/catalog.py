@@ -31,6 +31,10 @@ DETECTORS = {
 }
 EXPORTS = {
     "comfyui": "sd_erase.export.text_encoder:export",
+    "a1111": "sd_erase.export.checkpoint:export",
+    "lora": "sd_erase.export.lora:export",
+    "lora-diff": "sd_erase.export.lora:export_diff",
+    "diffusers": "sd_erase.export.diffusers:export",
 }
 
 

@@ -116,6 +116,10 @@ FLAGS: dict[str, Flag] = {
     "export.to": Flag("Program to export for.", click.Choice(list(catalog.EXPORTS))),
     "export.dtype": Flag("Type of the exported numbers.", click.Choice(["float16", "float32", "bfloat16"])),
     "export.output": Flag("File or folder to write; by default the run's export folder.", metavar="PATH"),
+    "export.checkpoint": Flag("Checkpoint that a1111 copies; by default the base, where that is one.", metavar="FILE"),
+    "export.rank": Flag("Rank of a LoRA; 0 takes the run's own, or 64 for a run of full weights.", COUNT),
+    "export.pipeline": Flag("With diffusers: write the complete pipeline, not the encoders alone."),
+    "export.force": Flag("Write a LoRA that loses much, or replace a checkpoint's own, different encoder."),
 }
 CONCEPT = ("concepts", "concept_file", "kind", "anchor")
 COMMON = ("base", "seed", "device")
@@ -143,15 +147,16 @@ def settings(*names: str, rename: dict[str, str] | None = None) -> Callable[[Any
             flag = FLAGS[dotted]
             hint, default = setting(dotted)
             several = typing.get_origin(hint) in (tuple, dict)
-            plain = hint if hint in (int, float) else str
-            shown = "" if default in ("", (), None, {}) or several else f"  [default: {default}]"
+            plain = hint if hint in (int, float, bool) else str
+            shown = "" if default in ("", (), None, {}, False) or several else f"  [default: {default}]"
             command = click.option(
                 (rename or {}).get(dotted) or flag.name or "--" + dotted.split(".")[-1].replace("_", "-"),
                 dotted.replace(".", "__"),
                 type=flag.type or plain,
+                is_flag=plain is bool,
                 multiple=several,
                 default=None,
-                metavar=flag.metavar or (None if isinstance(flag.type, click.Choice | TermWeight) else PLACEHOLDERS[plain]),
+                metavar=flag.metavar or (None if isinstance(flag.type, click.Choice | TermWeight) else PLACEHOLDERS.get(plain)),
                 help=flag.help + shown,
             )(command)
         command = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
@@ -294,13 +299,14 @@ def resume(flags: dict[str, Any]) -> tuple[RunConfig, RunDir]:
 
 
 @contextlib.contextmanager
-def working_on(config: RunConfig, run: RunDir) -> Iterator[None]:
+def working_on(config: RunConfig, run: RunDir, store: bool = True) -> Iterator[None]:
     """Store the settings first; where the input was wrong before anything was finished, leave nothing of a new run behind."""
     from sd_erase.stages import write_config
 
     is_new = not run.config.exists()
     stored = None if is_new else run.config.read_text(encoding="utf-8")
-    write_config(config, run)
+    if store:
+        write_config(config, run)
     click.echo(f"Run {run}", err=True)
     try:
         yield
@@ -312,13 +318,13 @@ def working_on(config: RunConfig, run: RunDir) -> Iterator[None]:
         raise
 
 
-def perform(stages: tuple[str, ...], config: RunConfig, run: RunDir, as_json: bool) -> None:
-    """Run `stages` one after the other and print the last one's result."""
+def perform(stages: tuple[str, ...], config: RunConfig, run: RunDir, as_json: bool, store: bool = True) -> None:
+    """Run `stages` one after the other and print the last one's result; `store`: keep the settings in the run."""
     from sd_erase.progress import RichProgress
     from sd_erase.stages import output_of, run_stage
 
     result: dict[str, Any] = {}
-    with working_on(config, run):
+    with working_on(config, run, store):
         for stage in stages:
             result = run_stage(stage, config, run, RichProgress())
             warn(result)
@@ -348,11 +354,7 @@ def summary(stage: str, result: dict[str, Any]) -> str:
 
         return render(result)
     if stage == "export":
-        return "\n".join(
-            f"{file['encoder']}: {file['tensors']} tensors, {file['bytes'] / 1e6:.1f} MB, {file['dtype']}; loaded back, "
-            f"largest relative difference {file['difference']:.1e}"
-            for file in result["files"]
-        )
+        return "\n".join(export_summary(file) for file in result["files"])
     if stage == "harvest":
         return harvest_summary(result)
     skipped = {"stage", "inputs", "warnings"}
@@ -363,6 +365,17 @@ def summary(stage: str, result: dict[str, Any]) -> str:
         if isinstance(value, dict) and name not in skipped and all(isinstance(item, (int, float, str)) for item in value.values())
     ]
     return "\n".join(lines)
+
+
+def export_summary(file: dict[str, Any]) -> str:
+    """What stands in an exported file, and how far it is from the erased encoder."""
+    parts = [f"{file['encoder']}: {file['tensors']} tensors"]
+    if "swapped" in file:
+        parts.append(f"{file['swapped']} of the encoder swapped ({file['changed']} differ), all others bit-identical")
+    if "rank" in file:
+        parts.append(f"rank {file['rank']}, {100 * file['residual']:.2g} % of the change of the weights lost")
+    parts.append(f"{file['bytes'] / 1e6:.1f} MB, {file['dtype']}")
+    return f"{', '.join(parts)}; loaded back, largest relative difference {file['difference']:.1e}"
 
 
 def harvest_summary(result: dict[str, Any]) -> str:
@@ -492,8 +505,12 @@ def export(as_json: bool, **flags: Any) -> None:
     Example:
       sd-erase export --to comfyui
       sd-erase export --to comfyui --dtype float32 --output ComfyUI/models/text_encoders
+      sd-erase export --to a1111 --checkpoint v1-5-pruned-emaonly.safetensors
+      sd-erase export --to lora --rank 64
+      sd-erase export --to diffusers --pipeline --output my-model
     """
-    perform(("export",), *resume(flags), as_json)
+    # what one export asks for must not decide the next one's: a kept --output would be overwritten, a kept --force forgotten
+    perform(("export",), *resume(flags), as_json, store=False)
 
 
 @main.command()

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from sd_erase.bases import Base, load_pipeline, loading
 from sd_erase.concepts import ANCHORS, Concept, common_nouns
 from sd_erase.errors import UserError
+from sd_erase.formats import prefixed
 
 if TYPE_CHECKING:
     import torch
 
 SAME = 0.99  # cosine of pooled states above which the base does not tell two phrases apart
-PREFIX = "text_model."  # what every program but transformers 5.6+ expects before a text encoder's keys
+SAME_ENCODER = 5e-3  # relative difference that storing one of two encoders in half precision explains
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Towers:
     clip: Any | None  # CLIPModel whose text_model is `text`
     frozen_clip: Any | None  # CLIPModel whose text_model is `frozen_text`
     image_processor: Any | None
+    notes: tuple[str, ...] = ()  # what a user should know of them
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -73,15 +75,6 @@ def encode(text: Any, ids: torch.Tensor, layers: Sequence[int]) -> tuple[list[to
     return states, output.pooler_output
 
 
-def prefixed(state: dict[str, Any]) -> dict[str, Any]:
-    """A text encoder's state dict with ``text_model.`` before every key but the projection's, without ``position_ids``."""
-    return {
-        key if key.startswith((PREFIX, "text_projection")) else PREFIX + key: value.detach().cpu().contiguous()
-        for key, value in state.items()
-        if not key.endswith("position_ids")
-    }
-
-
 def save_text_encoder(text: Any, folder: Path, metadata: dict[str, str]) -> None:
     """Write ``model.safetensors`` (prefixed keys) and ``config.json`` into `folder`, the weights through a rename."""
     from safetensors.torch import save_file
@@ -106,23 +99,6 @@ def load_state(path: Path) -> dict[str, Any]:
         raise UserError(f"File {path} is no complete safetensors file ({error}): write it again.") from error
 
 
-def load_prefixed(text: Any, path: Path) -> None:
-    """Load a file with ``text_model.`` keys into a CLIPTextModel, strictly; missing or extra keys raise `UserError`."""
-    state = load_state(path)
-    own = set(text.state_dict())
-    bare = {key if key in own else key.removeprefix(PREFIX): value for key, value in state.items()}
-    missing, extra = own - set(bare), set(bare) - own
-    if missing or extra:
-        raise UserError(
-            f"File {path} does not fit this text encoder: {len(missing)} keys are missing ({min(missing, default='none')}), "
-            f"{len(extra)} are unknown ({min(extra, default='none')})."
-        )
-    try:
-        text.load_state_dict(bare)
-    except RuntimeError as error:
-        raise UserError(f"File {path} does not fit this text encoder: {str(error).splitlines()[-1].strip()}") from error
-
-
 def _load_partner(base: Base, text: Any) -> tuple[Any, Any]:
     """The CLIP partner with `text` as its text tower, and its image processor."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
@@ -139,6 +115,18 @@ def _load_partner(base: Base, text: Any) -> tuple[Any, Any]:
         clip = CLIPModel.from_pretrained(base.clip_partner)
         processor = CLIPImageProcessor.from_pretrained(base.clip_partner)
     return clip, processor
+
+
+def difference_from_partner(partner: Any, text: Any) -> float:
+    """How far a base's text encoder is from its CLIP partner's text tower: the largest relative difference of a tensor, in L2.
+
+    SD 2.x has one layer fewer than its partner, whose last one is left out.
+    """
+    theirs, largest = prefixed(partner.state_dict()), 0.0
+    for key, value in prefixed(text.state_dict()).items():
+        expected = theirs[key].float()
+        largest = max(largest, float((value.float() - expected).norm() / expected.norm().clamp_min(1e-12)))
+    return largest
 
 
 def load_towers(base: Base, device: Any, *, need_images: bool) -> Towers:
@@ -167,6 +155,7 @@ def load_towers(base: Base, device: Any, *, need_images: bool) -> Towers:
             tokenizer = CLIPTokenizer.from_pretrained(base.source, subfolder="tokenizer")
     text.eval()
     clip = processor = None
+    notes: tuple[str, ...] = ()
     try:
         clip, processor = _load_partner(base, text)
     except UserError:
@@ -175,13 +164,18 @@ def load_towers(base: Base, device: Any, *, need_images: bool) -> Towers:
     if clip is not None:
         if clip.config.text_config.hidden_size != text.config.hidden_size:
             raise UserError(f"CLIP partner {base.clip_partner} does not fit the text encoder of {base.source}.")
+        if (apart := difference_from_partner(clip.text_model, text)) > SAME_ENCODER:
+            notes = (
+                f"The text encoder of {base.name} differs from its CLIP partner's ({base.clip_partner}) by {100 * apart:.2g} % of "
+                "its weights, as a fine-tune's does: its own encoder is what is trained.",
+            )
         clip.text_model = text
     frozen_clip = copy.deepcopy(clip)
     frozen_text = frozen_clip.text_model if frozen_clip is not None else copy.deepcopy(text)
     for module in (clip, frozen_clip, text, frozen_text):
         if module is not None:
             module.requires_grad_(False).eval().to(device)
-    return Towers(base, tokenizer, text, frozen_text, clip, frozen_clip, processor)
+    return Towers(base, tokenizer, text, frozen_text, clip, frozen_clip, processor, notes)
 
 
 def text_embeddings(clip: Any, pooled: torch.Tensor) -> torch.Tensor:

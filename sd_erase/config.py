@@ -83,6 +83,10 @@ class ExportConfig:
     to: str = "comfyui"
     dtype: str = "float16"
     output: str = ""  # a file or folder; empty: the run's export folder
+    checkpoint: str = ""  # of a1111: the file to copy; empty: the base, where that is one
+    rank: int = 0  # of lora; 0: that of the run's LoRA, or 64
+    pipeline: bool = False  # of diffusers: the complete pipeline beside the encoders
+    force: bool = False  # export in spite of what is lost or replaced
 
 
 @dataclass(frozen=True)

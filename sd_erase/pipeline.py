@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
+from sd_erase import formats
 from sd_erase.bases import Base, load_pipeline
 from sd_erase.errors import UserError
 from sd_erase.rundir import RunDir
+
+ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 def load_original(base: Base, device: Any, dtype: Any) -> Any:
@@ -28,19 +33,90 @@ def erased_pipeline(original: Any, run: RunDir) -> Any:
     Raises:
         UserError: the run holds no encoder, or one that does not fit the base.
     """
-    import copy
-
-    from sd_erase.clip import load_prefixed
-
-    names = [name for name in ("text_encoder", "text_encoder_2") if (run.encoder / name / "model.safetensors").is_file()]
-    if not names:
+    if not any((run.encoder / name / "model.safetensors").is_file() for name in ENCODERS):
         raise UserError(f"Run {run} holds no erased encoder: run `sd-erase train` first.")
+    return load_erased(original, run.path)
+
+
+def load_erased(pipeline: Any, source: str | Path) -> Any:
+    """A diffusers pipeline with an erased text encoder in place of its own.
+
+    Args:
+        pipeline: any diffusers pipeline with CLIP text encoders; it stays as it is, and the result shares all other parts
+            with it. With FLUX.1 and SD 3 the erasure is partial, because their T5 encoder still knows the concept.
+        source: a run's folder, or what `sd-erase export` wrote: a text encoder's file, a full checkpoint, a LoRA, its exact
+            form, or a diffusers folder. SDXL's two files are loaded one after the other.
+
+    Returns:
+        A new pipeline of the same class.
+
+    Raises:
+        UserError: `source` is none of these, is damaged, or does not fit the pipeline.
+
+    Example:
+        >>> pipe = load_erased(pipe, "bicycle-sd15-text_encoder-fp16.safetensors")  # doctest: +SKIP
+    """
+    import copy
+    import inspect
+
+    source = Path(source).expanduser()
+    own = {name: encoder for name in ENCODERS if _is_clip(encoder := getattr(pipeline, name, None))}
+    if not own:
+        raise UserError(f"A {type(pipeline).__name__} has no CLIP text encoder: pass a Stable Diffusion pipeline.")
     encoders = {}
-    for name in names:
-        encoder = copy.deepcopy(getattr(original, name))
-        load_prefixed(encoder, run.encoder / name / "model.safetensors")
-        encoders[name] = encoder
-    options = {} if "text_encoder_2" in original.components else {"requires_safety_checker": False}
-    erased = type(original)(**{**original.components, **encoders}, **options)
-    erased.set_progress_bar_config(disable=True)
+    for name, state in _states(own, source).items():
+        encoders[name] = copy.deepcopy(own[name])
+        _load(encoders[name], state, source)
+    if any("T5" in type(part).__name__ for part in pipeline.components.values()):
+        warnings.warn("The erasure is partial: this pipeline reads a T5 text encoder too, which is unchanged.", stacklevel=2)
+    parameters = inspect.signature(type(pipeline).__init__).parameters
+    options = {key: value for key, value in pipeline.config.items() if key in parameters and key not in pipeline.components}
+    erased = type(pipeline)(**{**pipeline.components, **encoders}, **options)
+    erased.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
     return erased
+
+
+def _is_clip(encoder: Any) -> bool:
+    return type(encoder).__name__ in {"CLIPTextModel", "CLIPTextModelWithProjection"}
+
+
+def _states(own: dict[str, Any], source: Path) -> dict[str, dict[str, Any]]:
+    """The erased encoders' tensors by the pipeline's component, with prefixed names."""
+    if source.is_dir():
+        folder = RunDir(source).encoder if RunDir(source).encoder.is_dir() else source
+        files = {name: folder / name / "model.safetensors" for name in own}
+        states = {name: state for name, file in files.items() if file.is_file() for state in formats.read_encoders(file).values()}
+        if not states:
+            raise UserError(f"Folder {source} is neither a trained run nor a diffusers folder with a text encoder.")
+        return states
+    if formats.is_lora(formats.read_header(source).tensors):
+        return formats.add_lora({name: formats.prefixed(encoder.state_dict()) for name, encoder in own.items()}, source)
+    found = formats.read_encoders(source)
+    if "" in found:  # a file that does not say which encoder it is
+        state = found.pop("")
+        width = state[f"{formats.PREFIX}final_layer_norm.weight"].shape[0]
+        found = {name: state for name, encoder in own.items() if encoder.config.hidden_size == width}
+    if len(found) > len(own) or not found.keys() <= own.keys() or not found:
+        raise UserError(f"File {source} holds no text encoder that this pipeline has ({', '.join(own)}).")
+    return found
+
+
+def _load(encoder: Any, state: dict[str, Any], source: Path) -> None:
+    """Put `state` into a text encoder of transformers, strictly."""
+    wanted = encoder.state_dict()
+    bare = {key if key in wanted else key.removeprefix(formats.PREFIX): value for key, value in state.items()}
+    layers = formats.count_layers(wanted)
+    # SD 2.x checkpoints keep a last block that is not read; a CLIP-L file has no projection, which the denoiser does not read
+    spare = f"encoder.layers.{layers}."
+    bare = {key: value for key, value in bare.items() if spare not in key}
+    bare = {"text_projection.weight": wanted["text_projection.weight"], **bare} if "text_projection.weight" in wanted else bare
+    missing, extra = wanted.keys() - bare.keys(), bare.keys() - wanted.keys()
+    if missing or extra:
+        raise UserError(
+            f"{source} does not fit this text encoder: {len(missing)} keys are missing ({min(missing, default='none')}), "
+            f"{len(extra)} are unknown ({min(extra, default='none')})."
+        )
+    try:
+        encoder.load_state_dict(bare)
+    except RuntimeError as error:
+        raise UserError(f"{source} does not fit this text encoder: {str(error).splitlines()[-1].strip()}") from error

@@ -12,7 +12,7 @@ from sd_erase.config import RunConfig, dump
 from sd_erase.provenance import recorded
 from sd_erase.rundir import RunDir, write_text_atomic
 
-# name -> "module:function"; each is called with (config, run, progress), an export with (config, run)
+# name -> "module:function"; each is called with (config, run, progress)
 STAGES = {
     "harvest": "sd_erase.pairs:harvest",
     "train": "sd_erase.erasure.loop:train",
@@ -34,13 +34,15 @@ def run_stage(stage: str, config: RunConfig, run: RunDir, progress: Any = None) 
     # the libraries' own messages belong on stderr: stdout holds the result only
     with recorded(run, stage, config), contextlib.redirect_stdout(sys.stderr):
         if stage == "export":
-            return catalog.resolve(catalog.EXPORTS, config.export.to, "Export format")(config, run)
+            return catalog.resolve(catalog.EXPORTS, config.export.to, "Export format")(config, run, progress)
         return catalog.resolve(STAGES, stage, "Stage")(config, run, progress)
 
 
 def output_of(stage: str, run: RunDir, result: dict[str, Any]) -> Path:
     """The path to show a user when `stage` is done."""
     if stage == "export":
+        if "folder" in result:
+            return Path(result["folder"])
         files = [Path(file["path"]) for file in result["files"]]
         return files[0] if len(files) == 1 else files[0].parent
     return {

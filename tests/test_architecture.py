@@ -20,6 +20,7 @@ from sd_erase.config import RunConfig
 PACKAGE = Path(sd_erase.__file__).parent
 FOUNDATION = {
     "errors",
+    "formats",
     "checkpoint",
     "rundir",
     "config",

@@ -2,67 +2,61 @@
 
 from __future__ import annotations
 
-import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from ldm import checkpoint
-from safetensors.torch import save_file
+from narrow import build, narrow
+from safetensors.torch import load_file, save_file
 
 from sd_erase import bases
 from sd_erase.errors import UserError
 
-SMALL: dict[str, dict[str, Any]] = {
-    "unet": {"block_out_channels": [32, 32, 64, 64], "cross_attention_dim": 32, "attention_head_dim": 4, "sample_size": 8},
-    "vae": {"block_out_channels": [32, 32, 32, 32], "sample_size": 64},
-    "text_encoder": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-    "scheduler": {},
-}
-
-
-def build(folder: Path) -> Any:
-    """A pipeline with random weights from a configuration folder."""
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    torch.manual_seed(0)
-    return StableDiffusionPipeline(
-        unet=UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet")).eval(),
-        vae=AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae")).eval(),
-        text_encoder=CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")).eval(),
-        tokenizer=CLIPTokenizer.from_pretrained(bases.POCKET_FOLDER / "tokenizer"),
-        scheduler=PNDMScheduler.from_pretrained(folder / "scheduler"),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stable Diffusion 1.5's configuration with narrow layers, in place of the full one; its blocks and names are the same."""
-    folder = tmp_path / "configs" / "sd15"
-    for part, changes in SMALL.items():
-        for path in (bases.CONFIGURATIONS / "sd15" / part).glob("*.json"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-            (folder / part / path.name).write_text(json.dumps(json.loads(path.read_text()) | changes))
-    (folder / "model_index.json").write_text((bases.CONFIGURATIONS / "sd15" / "model_index.json").read_text())
-    monkeypatch.setattr(bases, "CONFIGURATIONS", folder.parent)
-    return folder
+    return narrow("sd15", tmp_path, monkeypatch)
 
 
-def test_a_one_file_checkpoint_loads_without_a_hub(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "family", "resolution"), [("sd15", "sd1", 512), ("sd21", "sd2", 768), ("sdxl", "sdxl", 1024)])
+def test_a_one_file_checkpoint_loads_without_a_hub(
+    name: str, family: str, resolution: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    original, path = build(small), tmp_path / "model.safetensors"
+    original, path = build(narrow(name, tmp_path, monkeypatch)), tmp_path / "model.safetensors"
     save_file(checkpoint(original), path)
     base = bases.resolve(str(path))
-    assert (base.name, base.family, base.resolution) == ("model", "sd1", 512)
+    assert (base.name, base.family, base.resolution) == ("model", family, resolution)
     loaded = bases.load_pipeline(base)
-    for part in ("unet", "vae", "text_encoder"):
+    for part in ("unet", "vae", *(encoder.name for encoder in base.encoders)):
         expected, found = getattr(original, part).state_dict(), getattr(loaded, part).state_dict()
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[key], found[key]) for key in expected), part
+    # random weights predict nothing; what SD 2.x predicts is found by trying
+    assert loaded.scheduler.config.prediction_type == "epsilon"
     assert loaded.tokenizer("a bicycle").input_ids == [49406, 320, 11652, 49407]
+    for encoder in base.encoders:
+        padding = 49407 if (encoder.name, family) in {("text_encoder", "sd1"), ("text_encoder", "sdxl")} else 0
+        assert getattr(loaded, encoder.tokenizer)("a", padding="max_length").input_ids[-1] == padding
+        state = bases.text_encoder_state(base, encoder)
+        expected = {key.removeprefix("text_model."): value for key, value in getattr(original, encoder.name).state_dict().items()}
+        assert all(torch.equal(expected[key], state[key if "projection" in key else f"text_model.{key}"]) for key in expected)
+
+
+@pytest.mark.parametrize(("sign", "answer"), [(-2.0, True), (1.0, False)])
+def test_what_an_sd2_denoiser_predicts_is_found_by_trying(sign: float, answer: bool) -> None:
+    class Denoiser:
+        dtype, config = torch.float32, SimpleNamespace(cross_attention_dim=8)
+
+        def __call__(self, sample: torch.Tensor, step: int, context: torch.Tensor) -> Any:
+            return SimpleNamespace(sample=sign * sample)
+
+    assert bases._predicts_velocity(Denoiser()) is answer
 
 
 def test_the_towers_of_a_one_file_checkpoint_train_without_their_partner(
@@ -79,20 +73,25 @@ def test_the_towers_of_a_one_file_checkpoint_train_without_their_partner(
     assert towers.clip is None and towers.layers == (-1, -2)
 
 
-def test_the_full_configuration_is_stable_diffusion_15() -> None:
-    """Parameter counts that everybody knows: 859.5, 123.1 and 83.7 million."""
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("sd15", [859.52, 83.65, 123.06]), ("sd21", [865.91, 83.65, 340.39]), ("sdxl", [2567.46, 83.65, 123.06, 694.66])],
+)
+def test_the_full_configurations_have_the_known_numbers_of_parameters(name: str, millions: list[float]) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    folder = bases.CONFIGURATIONS / "sd15"
+    folder = bases.CONFIGURATIONS / name
     with torch.device("meta"):
-        models = (
+        models = [
             UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet")),
-            CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")),
             AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae")),
-        )
+            CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")),
+        ]
+        if name == "sdxl":
+            models.append(CLIPTextModelWithProjection(CLIPTextConfig.from_pretrained(folder / "text_encoder_2")))
     counts = [sum(parameter.numel() for parameter in model.parameters()) / 1e6 for model in models]
-    assert counts == pytest.approx([859.52, 123.06, 83.65], abs=0.01)
+    assert counts == pytest.approx(millions, abs=0.01)
 
 
 def test_a_folder_is_known_by_its_text_encoder(tmp_path: Path) -> None:
@@ -124,6 +123,23 @@ def test_what_is_no_model_is_refused_in_one_sentence(
         bases.resolve(name)
 
 
+def test_the_advice_for_a_pickle_converts_it(tmp_path: Path) -> None:
+    path, shared = tmp_path / "my model.ckpt", torch.arange(4.0)
+    torch.save({"state_dict": {"a": shared, "b": shared[:2]}, "epoch": 3}, path)
+    with pytest.raises(UserError) as refusal:
+        bases.resolve(str(path))
+    code = str(refusal.value).split('"')[1]
+    target = path.with_suffix(".safetensors")
+    subprocess.run([sys.executable, "-c", code, path, target], check=True)
+    assert {key: value.tolist() for key, value in load_file(target).items()} == {"a": [0, 1, 2, 3], "b": [0, 1]}
+
+
+def test_a_folder_of_pickles_is_refused(small: Path, tmp_path: Path) -> None:
+    build(small).save_pretrained(tmp_path / "model", safe_serialization=False)
+    with pytest.raises(UserError, match="has weights that are pickles"):
+        bases.load_pipeline(bases.resolve(str(tmp_path / "model")))
+
+
 def test_a_hub_that_cannot_be_reached_says_what_to_pass_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     import diffusers
 
@@ -133,19 +149,3 @@ def test_a_hub_that_cannot_be_reached_says_what_to_pass_instead(monkeypatch: pyt
     monkeypatch.setattr(diffusers.StableDiffusionPipeline, "from_pretrained", fail)
     with pytest.raises(UserError, match="cannot be fetched from the hub .*--base, or --base pocket"):
         bases.load_pipeline(bases.resolve("someone/some-model"))
-
-
-def test_a_checkpoint_whose_configuration_only_the_hub_has_is_not_called_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import diffusers
-
-    path = tmp_path / "sd2.safetensors"
-    save_file({"cond_stage_model.model.ln_final.weight": torch.zeros(1)}, path)
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files")
-
-    monkeypatch.setattr(diffusers.StableDiffusionPipeline, "from_single_file", fail)
-    with pytest.raises(UserError, match="needs its configuration from the hub, which cannot be reached"):
-        bases.load_pipeline(bases.resolve(str(path)))

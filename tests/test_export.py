@@ -13,8 +13,10 @@ from conftest import replaced
 
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
-from sd_erase.export.metadata import inspect_file, text_encoder_keys
-from sd_erase.export.text_encoder import export, largest_difference
+from sd_erase.export.compare import largest_difference
+from sd_erase.export.metadata import inspect_file
+from sd_erase.export.text_encoder import export
+from sd_erase.formats import text_encoder_keys
 from sd_erase.rundir import RunDir
 
 
@@ -127,7 +129,7 @@ def test_an_encoder_that_overflows_half_precision_is_refused(settings: RunConfig
 
 
 def test_a_lossy_copy_is_not_given_its_name(settings: RunConfig, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sd_erase.export.text_encoder.TOLERANCE", {"float16": 1e-9})
+    monkeypatch.setattr("sd_erase.export.compare.TOLERANCE", {"float16": 1e-9})
     with pytest.raises(UserError, match="changes by"):
         exported(settings, run)
     assert not list(run.export.iterdir())
@@ -198,7 +200,7 @@ def test_inspect_recognises_foreign_files(tmp_path: Path, keys: list[str], kind:
     path = tmp_path / "x.safetensors"
     safetensors.torch.save_file({key: torch.zeros(2) for key in keys}, path)
     found = inspect_file(path)
-    assert (found["kind"], found["hash"], found["sd_erase"], found["problems"]) == (kind, "absent", None, [])
+    assert (found["kind"], found["hash"], found["sd_erase"]) == (kind, "absent", None)
 
 
 def test_inspect_refuses_what_is_no_safetensors_file(tmp_path: Path) -> None:

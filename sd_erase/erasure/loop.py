@@ -232,7 +232,7 @@ class _Data:
 
     def __init__(self, pairs: list[Pair], towers: Towers, settings: TrainConfig, seed: int, run: RunDir, progress: Progress):
         self.settings, self.seed, self.towers = settings, seed, towers
-        self.warnings: list[str] = []
+        self.warnings: list[str] = [*towers.notes]
         with_images = towers.clip is not None and all(pair.image for pair in pairs)
         if not with_images and catalog.resolve(catalog.METHODS, settings.objective, "Objective").needs_images:
             raise UserError(

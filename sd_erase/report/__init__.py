@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sd_erase import __version__
+from sd_erase import __version__, catalog
 from sd_erase.bases import resolve as resolve_base
 from sd_erase.concepts import Concept
 from sd_erase.config import RunConfig, dump
@@ -44,7 +44,8 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
     import jinja2
 
     trained = run.require("train", "train")
-    manifests = {stage: run.read_manifest(stage) for stage in ("harvest", "train", "generate", "evaluate", "export-comfyui")}
+    exports = [f"export-{name}" for name in catalog.EXPORTS]
+    manifests = {stage: run.read_manifest(stage) for stage in ("harvest", "train", "generate", "evaluate", *exports)}
     record = _read_json(run.run) or {}
     concepts = [Concept.from_dict(values) for values in _read_json(run.concepts) or ()]
     evaluation, warnings = _evaluation(run, manifests)
@@ -76,7 +77,11 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
         "instead": _instead(evaluation),
         "groups": groups,
         "example": groups[0]["pairs"][0]["text"] if groups else f"a photo of {', '.join(names)}",
-        "files": [{**file, "name": Path(file["path"]).name} for file in (manifests["export-comfyui"] or {}).get("files", ())],
+        "files": [
+            {**file, "name": "/".join(Path(file["path"]).parts[-3 if stage == "export-diffusers" else -1 :])}
+            for stage in exports
+            for file in (manifests[stage] or {}).get("files", ())
+        ],
         "encoders": [encoder.name for encoder in base.encoders],
         "base": base,
         "charts": curves(run.metrics, trained.get("best_step")),

@@ -1,0 +1,194 @@
+"""The erased encoders as a folder for ``from_pretrained``, alone or in a complete pipeline, with a model card."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sd_erase import __version__, bases
+from sd_erase.concepts import read_concepts
+from sd_erase.config import RunConfig
+from sd_erase.errors import UserError
+from sd_erase.evaluation import render_markdown
+from sd_erase.export import compare
+from sd_erase.export.job import SHORT, Erased, Job, check_target
+from sd_erase.export.text_encoder import write_encoder
+from sd_erase.formats import prefixed
+from sd_erase.progress import Progress
+from sd_erase.rundir import RunDir
+
+STAGE = "export-diffusers"
+
+
+def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> dict[str, Any]:
+    """Write the folder, load each encoder with transformers' own ``from_pretrained``, compare, and only then give it its name.
+
+    Returns:
+        The manifest: "files", one mapping an encoder (as `text_encoder.export`'s), "folder" and "warnings".
+
+    Raises:
+        UserError: the target holds something else, or cannot be written.
+    """
+    job = Job.of(config, run, progress)
+    target = _target(job)
+
+    def make() -> dict[str, Any]:
+        check_target(target.with_name(f".{target.name}.new"), 0)  # makes the parent
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as place:
+            folder = Path(place) / "new"
+            if config.export.pipeline:
+                _write_pipeline(job, folder)
+            files = []
+            for erased in job.encoders:
+                entry = write_encoder(job, erased, folder / erased.name / "model.safetensors")
+                shutil.copyfile(erased.folder / "config.json", folder / erased.name / "config.json")
+                difference = _check_loaded(job, erased, folder)
+                path = target / erased.name / "model.safetensors"
+                files.append({**entry, "path": str(path), "difference": max(difference, entry["difference"])})
+            (folder / "README.md").write_text(model_card(job), encoding="utf-8")
+            os.chmod(folder, 0o755)
+            if target.exists():
+                os.replace(target, Path(place) / "old")  # removed with the temporary folder
+            os.replace(folder, target)
+        return {"files": files, "folder": str(target)}
+
+    return job.once([str(target), _measured(job)], make)
+
+
+def _target(job: Job) -> Path:
+    """--output itself, or a folder of a telling name among the run's exports; nothing of somebody else's is replaced."""
+    kind = "pipeline" if job.config.export.pipeline else "diffusers"
+    output = Path(job.config.export.output).expanduser() if job.config.export.output else None
+    target = output or job.run.export / f"{job.stem}-{kind}-{SHORT[job.config.export.dtype]}"
+    ours = (job.run.read_manifest(STAGE) or {}).get("folder") == str(target) or target.parent == job.run.export
+    if target.exists() and not (target.is_dir() and (ours or not any(target.iterdir()))):
+        raise UserError(f"Output {target} exists and is not an earlier export of this run: pass an empty folder with --output.")
+    if target.suffix == ".safetensors":
+        raise UserError(f"Output {target} names a file, but --to diffusers writes a folder: pass one with --output.")
+    return target
+
+
+def _write_pipeline(job: Job, folder: Path) -> None:
+    """All parts of the base beside the erased encoders, which replace its own afterwards."""
+    import torch
+
+    with job.progress("writing the pipeline") as task:
+        pipeline = bases.load_pipeline(job.base, getattr(torch, job.config.export.dtype))
+        size = sum(
+            parameter.numel() * parameter.element_size()
+            for part in pipeline.components.values()
+            if isinstance(part, torch.nn.Module)
+            for parameter in part.parameters()
+        )
+        check_target(folder.parent / "model", size)
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        task.advance()
+    for erased in job.encoders:  # transformers 5.6 and later write names without text_model.
+        shutil.rmtree(folder / erased.name)
+
+
+def _check_loaded(job: Job, erased: Erased, folder: Path) -> float:
+    """The largest relative difference of the hidden states of what transformers loads from the erased encoder's."""
+    import torch
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    kind = CLIPTextModelWithProjection if erased.encoder.pooled else CLIPTextModel
+    with bases.loading(str(folder)):
+        # the type is converted here, because its argument has another name in transformers 4
+        model, report = kind.from_pretrained(folder, subfolder=erased.name, output_loading_info=True, use_safetensors=True)
+    if report["missing_keys"] or report["unexpected_keys"]:
+        raise RuntimeError(f"transformers does not load {folder / erased.name}: {report}")
+    model = model.to(torch.float32).eval()
+    return compare.check(erased, prefixed(model.state_dict()), job.config.export.dtype)
+
+
+def _measured(job: Job) -> str:
+    """The evaluation's tables, where this very encoder was evaluated."""
+    manifest, train = job.run.manifest("evaluate"), job.run.manifest("train")
+    if not manifest.is_file() or manifest.stat().st_mtime < train.stat().st_mtime:
+        return ""
+    tables, _, _ = render_markdown(job.run.read_manifest("evaluate")).partition("## Each prompt")
+    return tables.replace("# ", "## ").strip()
+
+
+def _is_plain(phrase: str) -> bool:
+    """Whether a spared use is a phrase rather than a pattern of `concepts`."""
+    return not set(phrase) & set("{}|+")
+
+
+def model_card(job: Job) -> str:
+    """The README of an exported folder: what was erased, how, what was measured, how to use it, its limits and licence."""
+    concepts = read_concepts(job.run)
+    anchors = job.trained.get("anchor") or {}
+    erased = [
+        f"- **{concept.name}**: {', '.join(concept.phrases)}; in its place "
+        + (f'"{anchors.get(concept.name)}"' if anchors.get(concept.name) else "nothing")
+        + (f"; spared: {spared}" if (spared := ", ".join(filter(_is_plain, concept.spared))) else "")
+        for concept in concepts
+    ]
+    hub = job.base.source if job.base.source.count("/") == 1 and not Path(job.base.source).exists() else ""
+    names = [encoder.name for encoder in job.base.encoders]
+    kind = "StableDiffusionXLPipeline" if job.base.family == "sdxl" else "StableDiffusionPipeline"
+    classes = {
+        encoder.name: "CLIPTextModelWithProjection" if encoder.pooled else "CLIPTextModel" for encoder in job.base.encoders
+    }
+    if job.config.export.pipeline:
+        use = [f"from diffusers import {kind}", "", f'pipe = {kind}.from_pretrained("THIS_FOLDER")']
+    else:
+        use = [
+            f"from diffusers import {kind}",
+            f"from transformers import {', '.join(sorted(set(classes.values())))}",
+            "",
+            f"pipe = {kind}.from_pretrained(",
+            f'    "{hub or "BASE_MODEL"}",',
+            *(f'    {name}={classes[name]}.from_pretrained("THIS_FOLDER", subfolder="{name}"),' for name in names),
+            ")",
+        ]
+    measured = _measured(job)
+    # the front matter that the hub reads
+    front = ["---", "license: other", f"license_name: {job.base.licence}", "library_name: diffusers"]
+    if hub:
+        front.append(f"base_model: {hub}")
+    front += ["tags: [concept-erasure, machine-unlearning, stable-diffusion]", "---", ""]
+    return "\n".join(
+        [
+            *front,
+            f"# {job.base.title if job.base.source != job.base.title else job.base.name} without {job.concept}",
+            "",
+            f"The text encoder{'s' * (len(names) > 1)} of {job.base.name}, from which sd-erase {__version__} erased:",
+            "",
+            *erased,
+            "",
+            "## How",
+            "",
+            f"Objective `{job.objective}`, {job.trained.get('steps', '?')} steps, seed {job.config.seed}, ended {job.date}, run "
+            f"`{job.run.name}`"
+            + (f", LoRA of rank {job.trained['lora_rank']}." if job.trained.get("lora_rank") else ".")
+            + " The denoiser and the autoencoder are unchanged.",
+            "",
+            "## Measured",
+            "",
+            measured or "This encoder was not evaluated: run `sd-erase generate` and `sd-erase evaluate`, then export again.",
+            "",
+            "## Use",
+            "",
+            "```python",
+            *use,
+            "```",
+            "",
+            "## Limits",
+            "",
+            "- The denoiser still knows the concept: another text encoder, or a trained embedding (textual inversion), brings it "
+            "back. This protects what is published or hosted, not a file in the hands of somebody who wants to undo it.",
+            "- Words and paraphrases that were neither listed nor tried may still lead to the concept.",
+            "- What was not measured above is not known.",
+            "",
+            "## Licence",
+            "",
+            f"The base model's licence governs this derivative too: {job.base.licence}.",
+            "",
+        ]
+    )

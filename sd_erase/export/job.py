@@ -1,0 +1,255 @@
+"""What every export does: find the run's erased encoders, write beside the target, load back, compare, and only then rename."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sd_erase import __version__, bases, formats
+from sd_erase.bases import Base, TextEncoder
+from sd_erase.config import RunConfig
+from sd_erase.errors import UserError, unknown_choice
+from sd_erase.progress import NoProgress, Progress
+from sd_erase.rundir import RunDir, fingerprint
+
+SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+# safetensors' names of the types
+CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+# largest relative difference of hidden states that rounding to a type explains, with room to spare
+TOLERANCE = {"float32": 0.0, "float16": 0.02, "bfloat16": 0.15}
+SPARE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Erased:
+    """One erased text encoder of a run."""
+
+    encoder: TextEncoder
+    folder: Path  # config.json, model.safetensors
+    keys: tuple[str, ...]  # the encoder's tensors: position_ids and other buffers stay out
+    layers: int
+
+    @property
+    def name(self) -> str:
+        return self.encoder.name
+
+    def state(self) -> dict[str, Any]:
+        """The tensors, mapped into memory rather than read."""
+        return formats.read_tensors(self.folder / "model.safetensors", self.keys)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run on its way into the files of another program."""
+
+    config: RunConfig
+    run: RunDir
+    base: Base
+    encoders: tuple[Erased, ...]
+    trained: dict[str, Any]  # the manifest "train"
+    progress: Progress
+
+    @classmethod
+    def of(cls, config: RunConfig, run: RunDir, progress: Progress | None = None) -> Job:
+        """The job of a trained run.
+
+        Raises:
+            UserError: the run has no erased encoder, or one that is damaged.
+        """
+        if config.export.dtype not in SHORT:
+            raise unknown_choice("Export type", config.export.dtype, SHORT)
+        trained = run.require("train", "train")
+        base = bases.resolve(config.base)
+        encoders = tuple(_find(run, encoder) for encoder in base.encoders)
+        return cls(config, run, base, encoders, trained, progress or NoProgress())
+
+    @property
+    def concept(self) -> str:
+        return ", ".join(self.config.concepts) or Path(self.config.concept_file).stem
+
+    @property
+    def date(self) -> str:
+        """When the training ended, in ISO 8601."""
+        when = datetime.datetime.fromtimestamp(self.run.manifest("train").stat().st_mtime, datetime.timezone.utc)
+        return when.isoformat(timespec="seconds")
+
+    @property
+    def stem(self) -> str:
+        """How the job's files begin."""
+        concept = "-".join([*self.config.concepts] or [Path(self.config.concept_file).stem])
+        return f"{concept}-{self.base.name}".lower().replace(" ", "_").replace("/", "_")
+
+    @property
+    def objective(self) -> str:
+        return str(self.trained.get("objective", self.config.train.objective))
+
+    def provenance(self) -> dict[str, str]:
+        """Metadata that says where a file comes from; a shared file tells nothing of its maker's disk."""
+        return {
+            "sd_erase.version": __version__,
+            "sd_erase.concept": self.concept,
+            "sd_erase.anchor": json.dumps(self.trained.get("anchor"), ensure_ascii=False),
+            "sd_erase.objective": self.objective,
+            "sd_erase.base": self.base.name,
+            "sd_erase.run": self.run.name,
+        }
+
+    def target(self, name: str) -> Path:
+        """The one file to write: --output where it names a file, else `name` in a folder."""
+        output = self.folder()
+        return output if output.suffix == ".safetensors" and not output.is_dir() else output / name
+
+    def folder(self) -> Path:
+        """--output, or the run's export folder."""
+        output = Path(self.config.export.output).expanduser() if self.config.export.output else self.run.export
+        if output.exists() and not output.is_dir() and output.suffix != ".safetensors":
+            raise UserError(f"Output {output} is neither a folder nor a .safetensors file: pass one of these with --output.")
+        return output
+
+    def once(self, inputs: list[Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `make` returns, as the export's manifest; not made again while its inputs and its files are the same."""
+        stage = f"export-{self.config.export.to}"
+        settings = dataclasses.asdict(self.config.export)
+        digest = fingerprint(
+            *(erased.folder / "model.safetensors" for erased in self.encoders),
+            [self.trained.get("inputs"), list(self.config.concepts), self.base.name, settings, __version__, inputs],
+        )
+        done = self.run.read_manifest(stage)
+        if done and done.get("inputs") == digest and all(_is_intact(file) for file in done["files"]):
+            return done
+        self.run.reopen(stage)
+        return self.run.complete(stage, digest, make())
+
+
+def _find(run: RunDir, encoder: TextEncoder) -> Erased:
+    folder = run.encoder / encoder.name
+    for name in ("model.safetensors", "config.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"Run {run} has no {encoder.name}/{name}: run `sd-erase train` again.")
+    try:
+        names = set(formats.read_header(folder / "model.safetensors").tensors)
+    except UserError as error:
+        raise UserError(f"{str(error).partition(':')[0]}: run `sd-erase train` again.") from error
+    layers = formats.count_layers(name for name in names if name.startswith(formats.PREFIX))
+    keys = formats.text_encoder_keys(layers, projection=encoder.pooled)
+    if layers == 0 or not keys <= names:
+        raise UserError(
+            f"Encoder {folder} does not hold the tensors of a CLIP text encoder (first missing: "
+            f"{min(keys - names, default='its layers')}): run `sd-erase train` again."
+        )
+    return Erased(encoder, folder, tuple(sorted(keys)), layers)
+
+
+def _is_intact(file: dict[str, Any]) -> bool:
+    path = Path(file["path"])
+    return path.is_file() and path.stat().st_size == file["bytes"] and sha256(path) == file["sha256"]
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a whole file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_target(target: Path, size: int) -> None:
+    """Whether `size` bytes can be written to `target`.
+
+    Raises:
+        UserError: its folder cannot be made or is too small, or `target` is a folder or somebody else's file.
+    """
+    if target.is_dir():
+        raise UserError(f"Output {target} is a folder of that name: pass another file with --output.")
+    if target.exists() and not _is_ours(target):
+        raise UserError(f"Output {target} exists and was not written by sd-erase: remove it, or pass another file with --output.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target.parent).free
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    if free < size + SPARE_BYTES:
+        raise UserError(
+            f"no space left on {target.parent} ({size / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free): "
+            "free some, or pass another folder with --output."
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return "sd_erase.version" in formats.read_header(path).metadata
+    except UserError:
+        return False
+
+
+@contextlib.contextmanager
+def written(target: Path, size: int) -> Iterator[Path]:
+    """A temporary file beside `target` to write and compare; it takes the target's name when the block ends well."""
+    check_target(target, size)
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=".safetensors")
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)  # temporary files are private; this one is for other programs
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _unwritable(target: Path, error: OSError) -> UserError:
+    return UserError(f"Output {target} cannot be written ({error.strerror}): pass another folder with --output.")
+
+
+def rounded(key: str, tensor: Any, dtype: str) -> Any:
+    """`tensor` as `dtype`, contiguous.
+
+    Raises:
+        UserError: a number does not fit the type.
+    """
+    import torch
+
+    result = tensor.to(getattr(torch, dtype)).contiguous()
+    if not result.isfinite().all():
+        raise UserError(f"Tensor {key} does not fit {dtype} or is not finite: pass --dtype float32.")
+    return result
+
+
+def save(path: Path, tensors: Mapping[str, Callable[[], Any]], dtype: str, metadata: Mapping[str, str]) -> str:
+    """Write tensors of one type one at a time, and compare what the disk gives back.
+
+    Args:
+        tensors: name -> what makes the tensor, already of its type; called twice.
+
+    Returns:
+        SHA-256 of the numbers.
+
+    Raises:
+        RuntimeError: the file does not hold what was written.
+    """
+    import torch
+    from safetensors import safe_open
+
+    entries = {}
+    for name, make in tensors.items():
+        tensor = make()
+        entries[name] = {"dtype": CODES[dtype], "shape": tensor.shape, "size": tensor.numel() * tensor.element_size()}
+    digest = formats.write_tensors(path, entries, metadata, lambda name: [formats.raw_bytes(tensors[name]())])
+    with safe_open(path, framework="pt") as file:
+        if set(file.keys()) != set(tensors) or not all(torch.equal(file.get_tensor(name), tensors[name]()) for name in tensors):
+            raise RuntimeError(f"{path} does not hold the tensors that were written: the disk or its driver is at fault.")
+    return digest

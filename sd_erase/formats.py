@@ -1,0 +1,347 @@
+"""The names of a text encoder's tensors in the files of Stable Diffusion's programs, and how such files are read and written.
+
+Inside sd-erase an encoder's state has Hugging Face's names with the prefix ``text_model.``, which transformers 5.6 and later
+drop and without which ComfyUI, A1111 and transformers 4 load nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sd_erase.errors import UserError
+
+PREFIX = "text_model."
+PICKLES = {".ckpt", ".bin", ".pt", ".pth"}
+LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
+POSITION_IDS = "embeddings.position_ids"
+HASH = "modelspec.hash_sha256"
+LAYER = re.compile(r"(?:layers|resblocks)\.(\d+)\.")
+
+
+class Place(NamedTuple):
+    """Where one text encoder stands in a full checkpoint, and what kohya's LoRA files call it."""
+
+    encoder: str
+    prefix: str
+    open_clip: bool  # OpenCLIP's layout instead of Hugging Face's
+    lora: str
+
+
+PLACES: dict[str, tuple[Place, ...]] = {
+    "sd1": (Place("text_encoder", "cond_stage_model.transformer.", False, "lora_te_"),),
+    "sd2": (Place("text_encoder", "cond_stage_model.model.", True, "lora_te_"),),
+    "sdxl": (
+        Place("text_encoder", "conditioner.embedders.0.transformer.", False, "lora_te1_"),
+        Place("text_encoder_2", "conditioner.embedders.1.model.", True, "lora_te2_"),
+    ),
+}
+
+
+def text_encoder_keys(layers: int, projection: bool = False) -> set[str]:
+    """The names of all tensors of a CLIP text encoder with this number of layers."""
+    modules = [f"encoder.layers.{layer}.{part}" for layer in range(layers) for part in (*LINEARS, "layer_norm1", "layer_norm2")]
+    keys = {f"{PREFIX}{module}.{kind}" for module in (*modules, "final_layer_norm") for kind in ("weight", "bias")}
+    keys |= {f"{PREFIX}embeddings.{part}_embedding.weight" for part in ("token", "position")}
+    return keys | {"text_projection.weight"} if projection else keys
+
+
+def prefixed(state: dict[str, Any]) -> dict[str, Any]:
+    """A text encoder's state dict with ``text_model.`` before every key but the projection's, without ``position_ids``."""
+    return {
+        key if key.startswith((PREFIX, "text_projection")) else PREFIX + key: value.detach().cpu().contiguous()
+        for key, value in state.items()
+        if not key.endswith("position_ids")
+    }
+
+
+def linear_modules(layers: int) -> list[str]:
+    """The names of the attention's and MLP's linear layers, in order."""
+    return [f"{PREFIX}encoder.layers.{layer}.{part}" for layer in range(layers) for part in LINEARS]
+
+
+def count_layers(names: Iterable[str]) -> int:
+    """The number of layers that tensors of these names make up; 0 where there is none."""
+    return 1 + max((int(match[1]) for name in names if (match := LAYER.search(name))), default=-1)
+
+
+def lora_name(module: str, place: Place) -> str:
+    """kohya's name of a linear layer."""
+    return place.lora + module.replace(".", "_")
+
+
+# --- OpenCLIP's layout ------------------------------------------------------------------------------------------------------
+
+_OPEN_CLIP = (
+    ("embeddings.token_embedding", "token_embedding"),
+    ("embeddings.position_embedding.weight", "positional_embedding"),
+    ("final_layer_norm", "ln_final"),
+    ("encoder.layers", "transformer.resblocks"),
+    ("layer_norm", "ln_"),
+    ("mlp.fc1", "mlp.c_fc"),
+    ("mlp.fc2", "mlp.c_proj"),
+    ("self_attn.out_proj", "attn.out_proj"),
+)
+
+
+def _open_clip_name(key: str) -> str:
+    if key == "text_projection.weight":
+        return "text_projection"
+    name = re.sub(r"self_attn\.[qkv]_proj\.", "attn.in_proj_", key.removeprefix(PREFIX))
+    for ours, theirs in _OPEN_CLIP:
+        name = name.replace(ours, theirs)
+    return name
+
+
+def stored_names(keys: Iterable[str], names: Iterable[str], prefix: str, open_clip: bool) -> dict[str, tuple[str, ...]]:
+    """Which tensor of a file holds each of an encoder's.
+
+    Args:
+        keys: the encoder's names.
+        names: the file's names.
+        prefix: what stands before the encoder's names in the file.
+        open_clip: whether the file has OpenCLIP's layout.
+
+    Returns:
+        The file's name -> the encoder's; three (query, key, value) where the file keeps them as one. A name that the file
+        lacks is among them.
+    """
+    present = set(names)
+    found: dict[str, tuple[str, ...]] = {}
+    for key in sorted(keys, key=lambda key: key.replace("q_proj", "a_proj")):  # query, key, value, as OpenCLIP joins them
+        name = prefix + (_open_clip_name(key) if open_clip else key)
+        bare = prefix + key.removeprefix(PREFIX)
+        if not open_clip and name not in present and bare in present:  # old merges and transformers 5.6
+            name = bare
+        found[name] = (*found.get(name, ()), key)
+    return found
+
+
+def joined(name: str, parts: list[Any]) -> Any:
+    """The tensor that a file keeps under `name`, from the encoder's own."""
+    import torch
+
+    tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return tensor.T if name.endswith("text_projection") else tensor
+
+
+def parted(name: str, keys: tuple[str, ...], tensor: Any) -> dict[str, Any]:
+    """The encoder's own tensors, from the one that a file keeps under `name`."""
+    if name.endswith("text_projection"):
+        tensor = tensor.T
+    return dict(zip(keys, tensor.chunk(len(keys)), strict=True))
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands before the numbers of a safetensors file."""
+
+    path: Path
+    metadata: dict[str, str]
+    tensors: dict[str, dict[str, Any]]  # name -> dtype, shape, data_offsets (bytes behind `start`), in the file's order
+    start: int
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.tensors[name]["shape"])
+
+
+def pickle_error(what: str, path: Path) -> UserError:
+    """The refusal of a pickle, with a line that converts it without running its code."""
+    command = (
+        "import sys, torch, safetensors.torch as s; d = torch.load(sys.argv[1], weights_only=True); "
+        "s.save_file({k: v.clone() for k, v in d.get('state_dict', d).items() if hasattr(v, 'clone')}, sys.argv[2])"
+    )
+    return UserError(
+        f"{what} {path} is a pickle, which can run code when opened; convert it and pass the new file: "
+        f'python -c "{command}" {path} {path.with_suffix(".safetensors")}'
+    )
+
+
+def read_header(path: Path) -> Header:
+    """The header of a complete safetensors file.
+
+    Raises:
+        UserError: no such file, a pickle, or a truncated file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix in PICKLES:
+        raise pickle_error("File", path)
+    if not path.is_file():
+        raise UserError(f"File {path} does not exist: pass the path of a .safetensors file.")
+    try:
+        with safe_open(path, framework="np"):  # checks the whole header against the file's size
+            pass
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"File {path} is no complete safetensors file ({error}): export or download it again.") from error
+    metadata = header.pop("__metadata__", {})
+    return Header(path, metadata, dict(sorted(header.items(), key=lambda item: item[1]["data_offsets"])), 8 + length)
+
+
+def checkpoint_family(names: Iterable[str]) -> str | None:
+    """The family ("sd1", "sd2", "sdxl") of a full checkpoint with these names; None where it has no encoder of theirs."""
+    names = list(names)
+    # the last place tells: SDXL's first encoder has the layout of SD 1.x, and the refiner has no second one
+    for family, places in PLACES.items():
+        if any(name.startswith(places[-1].prefix) for name in names):
+            return family
+    return None
+
+
+def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Some tensors of a file, mapped into memory rather than read."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in names}
+
+
+def read_encoder(header: Header, prefix: str = "", open_clip: bool = False, projection: bool = False) -> dict[str, Any]:
+    """The state of the text encoder that stands behind `prefix` in a file.
+
+    Raises:
+        UserError: tensors are missing.
+    """
+    own = [name for name in header.tensors if name.startswith(prefix)]
+    mapping = stored_names(text_encoder_keys(count_layers(own), projection), own, prefix, open_clip)
+    missing = mapping.keys() - header.tensors.keys()
+    if missing:
+        raise UserError(
+            f"File {header.path} lacks {len(missing)} tensors of the text encoder, first {min(missing)}: "
+            "pass a complete file (A1111 and ComfyUI would fill them in silently)."
+        )
+    stored = read_tensors(header.path, mapping)
+    return {key: part for name, keys in mapping.items() for key, part in parted(name, keys, stored[name]).items()}
+
+
+def read_encoders(path: Path) -> dict[str, dict[str, Any]]:
+    """The text encoders of a full checkpoint or of a text encoder's own file, by the pipeline's component.
+
+    A file of one encoder stands under the component that its metadata names, or under "".
+
+    Raises:
+        UserError: the file is damaged or holds no text encoder.
+    """
+    header = read_header(path)
+    family = checkpoint_family(header.tensors)
+    if family:
+        return {
+            place.encoder: read_encoder(header, place.prefix, place.open_clip, place.encoder == "text_encoder_2")
+            for place in PLACES[family]
+        }
+    component = header.metadata.get("sd_erase.encoder", "")
+    if any(name.startswith("transformer.resblocks.") for name in header.tensors):
+        return {component: read_encoder(header, open_clip=True, projection="text_projection" in header.tensors)}
+    if any(name.removeprefix(PREFIX).startswith("encoder.layers.0.self_attn.") for name in header.tensors):
+        return {component: read_encoder(header, projection="text_projection.weight" in header.tensors)}
+    raise UserError(f"File {path} holds no text encoder of Stable Diffusion: `sd-erase inspect` says what it is.")
+
+
+def is_lora(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are a LoRA's."""
+    return any(name.startswith("lora_") or ".lora_A." in name or ".lora_up." in name or ".lora.up." in name for name in names)
+
+
+def add_lora(states: Mapping[str, dict[str, Any]], path: Path) -> dict[str, dict[str, Any]]:
+    """The encoders' states with kohya's LoRA (or its exact form, ``.diff``) added to their linear weights, in float32.
+
+    Args:
+        states: the original encoders by component.
+
+    Raises:
+        UserError: the file is damaged, changes no text encoder, or changes one that is not there.
+    """
+    header = read_header(path)
+    lone = "text_encoder_2" not in states
+    changed = {component: dict(state) for component, state in states.items()}
+    used: set[str] = set()
+    for component, state in states.items():
+        prefix = "lora_te_" if lone else "lora_te1_" if component == "text_encoder" else "lora_te2_"
+        for key in state:
+            module, _, kind = key.rpartition(".")
+            stem = f"{prefix}{module.replace('.', '_')}."
+            own = [name for name in header.tensors if name.startswith(stem)]
+            tensors = {name.removeprefix(stem): value.float() for name, value in read_tensors(path, own).items()}
+            exact = {"weight": "diff", "bias": "diff_b"}.get(kind, "")
+            if exact in tensors:
+                changed[component][key] = state[key].float() + tensors[exact]
+                used.add(stem + exact)
+            elif kind == "weight" and {"lora_up.weight", "lora_down.weight"} <= tensors.keys():
+                down = tensors["lora_down.weight"]
+                scale = float(tensors.get("alpha", down.shape[0])) / down.shape[0]
+                # in peft's order, so that the sum has the very bits of a merged adapter
+                changed[component][key] = state[key].float() + (tensors["lora_up.weight"] @ down) * scale
+                used |= set(own)
+    unused = {name for name in header.tensors if name.startswith("lora_te")} - used
+    if unused or not used:
+        raise UserError(
+            f"File {path} does not fit the text encoder: "
+            + (
+                f"{len(unused)} of its tensors belong to none of its layers, first {min(unused)}."
+                if unused
+                else "it changes none."
+            )
+        )
+    return changed
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------------
+
+
+def write_tensors(
+    path: Path, entries: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, str], chunks: Callable[[str], Iterable[Any]]
+) -> str:
+    """Write a safetensors file tensor by tensor, so that memory holds one at a time.
+
+    Args:
+        entries: name -> dtype (as safetensors names it), shape and size in bytes, in the order to write.
+        metadata: of the header; the hash of the numbers is added.
+        chunks: the bytes of a tensor, called once for each.
+
+    Returns:
+        SHA-256 of all bytes behind the header, in hexadecimal.
+    """
+    header: dict[str, Any] = {"__metadata__": {**metadata, HASH: f"0x{'0' * 64}"}}
+    offset = 0
+    for name, entry in entries.items():
+        end = offset + entry["size"]
+        header[name] = {"dtype": entry["dtype"], "shape": list(entry["shape"]), "data_offsets": [offset, end]}
+        offset = end
+
+    def encoded() -> bytes:
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the numbers start at a multiple of eight
+        return len(text).to_bytes(8, "little") + text
+
+    digest = hashlib.sha256()
+    with path.open("wb") as stream:
+        stream.write(encoded())
+        for name in entries:
+            for chunk in chunks(name):
+                digest.update(chunk)
+                stream.write(chunk)
+        header["__metadata__"][HASH] = f"0x{digest.hexdigest()}"
+        stream.seek(0)
+        stream.write(encoded())  # of the same length: only the hash's digits differ
+        stream.flush()
+        os.fsync(stream.fileno())
+    return digest.hexdigest()
+
+
+def raw_bytes(tensor: Any) -> Any:
+    """A tensor's numbers as a buffer of bytes."""
+    import torch
+
+    return memoryview(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -1,0 +1,46 @@
+"""The towers of a base beside its CLIP partner."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from ldm import checkpoint
+from narrow import SMALL, build, narrow
+from safetensors.torch import save_file
+
+from sd_erase import bases
+from sd_erase.clip import load_towers
+
+
+@pytest.mark.parametrize("fine_tuned", [False, True])
+def test_a_fine_tunes_own_encoder_is_trained_and_it_is_said(
+    fine_tuned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    pipeline = build(narrow("sd15", tmp_path, monkeypatch))
+    text = SMALL["sd15"]["text_encoder"]
+    vision = {**text, "image_size": 32, "patch_size": 16}
+    partner = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32))
+    partner.text_model.load_state_dict(pipeline.text_encoder.state_dict())
+    partner.save_pretrained(tmp_path / "partner")
+    CLIPImageProcessor(size=32, crop_size=32).save_pretrained(tmp_path / "partner")
+    if fine_tuned:
+        with torch.no_grad():
+            pipeline.text_encoder.state_dict()["encoder.layers.1.mlp.fc2.weight"].mul_(1.01)
+    tensors = {key: value.half() if value.is_floating_point() else value for key, value in checkpoint(pipeline).items()}
+    save_file(tensors, tmp_path / "tuned.safetensors")
+    base = dataclasses.replace(bases.resolve(str(tmp_path / "tuned.safetensors")), clip_partner=str(tmp_path / "partner"))
+    towers = load_towers(base, torch.device("cpu"), need_images=True)
+    if fine_tuned:
+        (note,) = towers.notes
+        assert "differs from its CLIP partner's" in note and "its own encoder is what is trained" in note and "1 %" in note
+    else:
+        assert towers.notes == ()
+    expected = pipeline.text_encoder.state_dict()["encoder.layers.1.mlp.fc2.weight"].half().float()
+    for clip, own in ((towers.clip, towers.text), (towers.frozen_clip, towers.frozen_text)):
+        assert clip.text_model is own
+        assert torch.equal(own.state_dict()["encoder.layers.1.mlp.fc2.weight"], expected)
