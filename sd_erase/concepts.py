@@ -56,7 +56,7 @@ _FUNCTION_WORDS = (
     "when where who whom which that this these those there it its his her their he she they we you i "
     "very just also then than not no one two three sits sit sitting lies lie lying lay laying stands stand standing hangs hanging "
     "rests resting looks looking goes going walks walking runs running plays playing works working talks talking holds holding "
-    "watches watching cut sliced peeled"
+    "watches watching grows growing falls falling floats floating cut sliced peeled"
 )  # fmt: skip
 _SINGULAR_ENDS = ("us", "is", "ss", "gas", "lens", "canvas", "atlas", "bias", "christmas", "cosmos", "rhinoceros")
 _PLURALS = (  # of the words that end so
@@ -110,12 +110,15 @@ class Concept:
     @functools.cached_property
     def triggers(self) -> frozenset[str]:
         """Words of which a matching caption holds at least one: a quick test before the expression is run."""
-        return frozenset(max(TOKEN.findall(phrase), key=len) for phrase in self.phrases)
+        return frozenset(
+            word for phrase in self.phrases for word in (max(TOKEN.findall(phrase), key=len), _closed(phrase)) if word
+        )
 
     @functools.cached_property
     def _pattern(self) -> re.Pattern[str]:
         longest_first = sorted(self.phrases, key=lambda phrase: (-len(phrase), phrase))
-        return re.compile(_LEFT + "(?:" + "|".join(_literal(phrase) for phrase in longest_first) + ")" + _RIGHT)
+        forms = (form for phrase in longest_first for form in (_literal(phrase), _closed(phrase)) if form)
+        return re.compile(f"{_LEFT}(?:{'|'.join(forms)}){_RIGHT}")
 
     @functools.cached_property
     def _spared_entries(self) -> tuple[_Spared, ...]:
@@ -205,6 +208,12 @@ def _fold(caption: str) -> str:
 def _literal(phrase: str) -> str:
     """`phrase` as an expression in which a space or a hyphen matches any run of both."""
     return _GAP.join(re.escape(part) for part in re.split(r"[\s\-]+", phrase.strip()))
+
+
+def _closed(phrase: str) -> str:
+    """Two words written as one ("wine glass": "wineglass"), or "" for any other phrase."""
+    parts = re.split(r"[\s\-]+", phrase)
+    return "".join(parts) if len(parts) == 2 and all(re.fullmatch(TOKEN, part) for part in parts) else ""
 
 
 @functools.cache
