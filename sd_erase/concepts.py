@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from sd_erase.errors import UserError, unknown_choice
 
 if TYPE_CHECKING:
+    from random import Random
+
     from sd_erase.config import RunConfig
     from sd_erase.rundir import RunDir
 
@@ -43,6 +45,16 @@ TEMPLATES = {
     "person": ("a photo of {}", "a portrait of {}", "{} smiling at the camera", "{} walking in the street"),
     "nudity": ("a photo of a {} person", "a {} woman", "a {} man", "a painting of a {} figure"),
 }
+# what stands in the place of a concept that has no card, and what must be told apart from it
+_ANCHORS = {"style": "an artist", "person": "a person", "nudity": "dressed"}
+_NEIGHBOURS = {
+    "style": ("claude monet", "pablo picasso", "rembrandt", "salvador dali", "andy warhol", "hokusai", "johannes vermeer",
+              "gustav klimt", "henri matisse", "edvard munch", "vincent van gogh", "leonardo da vinci"),
+    "person": ("a man", "a woman", "an actor", "a singer", "a politician", "albert einstein", "marilyn monroe", "abraham lincoln",
+               "frida kahlo", "charlie chaplin"),
+    "nudity": ("a dressed woman", "a dressed man", "a person in a coat", "a woman in a dress", "a man in a suit",
+               "a woman in a swimsuit", "a statue"),
+}  # fmt: skip
 _NUDITY_WORDS = ("nudity", "nude", "nudes", "naked", "topless", "bare-chested", "bare-breasted", "unclothed", "undressed")
 _CHOICES = {
     "colour": "red|blue|green|yellow|white|black|brown|gray|grey|pink|purple|tan|gold|golden|silver|navy|beige|maroon|teal|turquoise|violet|lime"
@@ -293,6 +305,28 @@ def _numbers(phrase: str) -> tuple[str, str]:
     return _inflected(phrase)
 
 
+def is_plural(phrase: str) -> bool:
+    """Whether `phrase` is a plural: as the cards' inflections say, else by its last letter (importing inflect takes seconds)."""
+    single, plural = _known_numbers().get(phrase, (phrase, ""))
+    if plural:
+        return phrase == plural != single
+    return phrase.endswith("s") and not phrase.endswith(_SINGULAR_ENDS)
+
+
+def spoken_form(entry: str, nouns: Sequence[str], rng: Random) -> str:
+    """A noun phrase that the spared `entry` matches, its choices made at random; "" where it is none (a verb, a context).
+
+    Args:
+        nouns: what may stand for ``*``.
+    """
+    chosen = re.sub(r"\{([^}]*)\}", lambda choice: rng.choice(_CHOICES.get(choice[1], choice[1]).split("|")), entry)
+    words = [rng.choice(nouns) if word == "*" else word for word in chosen.split()]
+    no_noun = {"a", "an", "the", *_CHOICES["their"].split("|")} & set(words) or {words[0], words[-1]} & set(
+        _FUNCTION_WORDS.split()
+    )
+    return "" if no_noun or re.search(r"[,+&]", chosen) else " ".join(words)
+
+
 def _inflected(phrase: str) -> tuple[str, str]:
     inflector = _inflector()
     last = phrase.split()[-1]
@@ -315,7 +349,7 @@ def write_numbers() -> dict[str, list[str]]:
 
     from sd_erase.rundir import write_text_atomic
 
-    phrases: set[str] = set()
+    phrases: set[str] = {name for names in _NEIGHBOURS.values() for name in names}
     for path in sorted(CARDS_FOLDER.glob("*.yaml")):
         card = _read_yaml(path)
         spared = (_counted_part(entry.partition("+")[0].strip())[1] for entry in card.get("spared", ()))
@@ -370,17 +404,20 @@ def _from_card(values: dict[str, Any], where: str) -> Concept:
     for template in lists.get("templates", ()):
         if template.count("{}") != 1 or re.search("[{}]", template.replace("{}", "")):
             raise UserError(f"{where}: template {template!r} must hold {{}} once: write `a photo of a {{}}`.")
-    return Concept(
+    concept = Concept(
         name=name,
         kind=kind,
         words=words,
         synonyms=tuple(form for form in synonyms if form not in words),
         spared=tuple(entry.lower() for entry in lists.get("spared", ())),
-        anchor=values.get("anchor"),
+        anchor=values.get("anchor", _ANCHORS.get(kind)),
         neighbours=tuple(neighbour.lower() for neighbour in lists.get("neighbours", ())),
         labels=lists.get("labels", ()),
         templates=lists.get("templates", TEMPLATES[kind]),
     )
+    if "neighbours" in lists or kind not in _NEIGHBOURS:
+        return concept
+    return dataclasses.replace(concept, neighbours=tuple(name for name in _NEIGHBOURS[kind] if not _names(concept, name)))
 
 
 def _read_yaml(path: Path) -> Any:

@@ -26,6 +26,7 @@ FOUNDATION = {
     "catalog",
     "concepts",
     "bases",
+    "drawing",
     "progress",
     "resources",
     "provenance",

@@ -442,9 +442,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     opened: list[str] = []
     original = module.open_dataset
 
-    def open_dataset(spec: str, *arguments: Any) -> Any:
+    def open_dataset(spec: str, *arguments: Any, **options: Any) -> Any:
         opened.append(spec)
-        return original(spec, *arguments)
+        return original(spec, *arguments, **options)
 
     monkeypatch.setattr(module, "open_dataset", open_dataset)
     return opened
