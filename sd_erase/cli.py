@@ -311,8 +311,14 @@ def working_on(config: RunConfig, run: RunDir) -> Iterator[None]:
         raise
 
 
-def perform(stages: tuple[str, ...], config: RunConfig, run: RunDir, as_json: bool) -> None:
-    """Run `stages` one after the other and print the last one's result."""
+def perform(
+    stages: tuple[str, ...],
+    config: RunConfig,
+    run: RunDir,
+    as_json: bool,
+    more: Callable[[RunConfig, RunDir, Any], dict[str, Any]] | None = None,
+) -> None:
+    """Run `stages` one after the other, then `more`, and print the last one's result."""
     from sd_erase.progress import RichProgress
     from sd_erase.stages import output_of, run_stage
 
@@ -321,12 +327,17 @@ def perform(stages: tuple[str, ...], config: RunConfig, run: RunDir, as_json: bo
         for stage in stages:
             result = run_stage(stage, config, run, RichProgress())
             warn(result)
+        further = more(config, run, RichProgress()) if more is not None else {}
+        warn(further)
+        result = {**result, **further}
     output = output_of(stages[-1], run, result)
     if as_json:
         print_json({"run": str(run), "output": str(output), **result})
     else:
         click.echo(summary(stages[-1], result))
         click.echo(output)
+        if "prompts_file" in further:
+            click.echo(further["prompts_file"])
 
 
 def warn(result: dict[str, Any]) -> None:
@@ -431,15 +442,13 @@ def harvest(as_json: bool, write_prompts: Path | None, prompts_count: int, **fla
       sd-erase harvest --concept "van gogh" --data synthetic
       sd-erase harvest --concept bicycle --write-prompts bicycle-held-out.txt -n 50
     """
-    config, run = begin(flags, "harvest")
-    perform(("harvest",), config, run, as_json)
-    if write_prompts is not None:
-        from sd_erase import pairs
-        from sd_erase.progress import RichProgress
 
-        written = pairs.write_prompts(config, run, write_prompts, prompts_count, RichProgress())
-        warn(written)
-        click.echo(json.dumps(written) if as_json else written["file"])
+    def write(config: RunConfig, run: RunDir, progress: Any) -> dict[str, Any]:
+        from sd_erase import pairs
+
+        return {} if write_prompts is None else pairs.write_prompts(config, run, write_prompts, prompts_count, progress)
+
+    perform(("harvest",), *begin(flags, "harvest"), as_json, write)
 
 
 @main.command()

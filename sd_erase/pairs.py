@@ -7,6 +7,7 @@ memory is bounded, a repeated caption is seen as such, and the order of the file
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import difflib
 import functools
@@ -17,6 +18,7 @@ import json
 import os
 import time
 import warnings
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -131,6 +133,29 @@ class _Sample:
     def ordered(self) -> list[_Candidate]:
         """All that is kept: the differing texts by hash, then the repeated ones."""
         return [table[number] for table in (self._of_text, self._repeats) for number in sorted(table)]
+
+
+class _Numbers:
+    """A set of image numbers in 8 bytes each, so that millions of them fit; `freeze` before the first look-up."""
+
+    def __init__(self) -> None:
+        self._numbers = array("Q")
+
+    def add(self, number: int) -> None:
+        if not self._numbers or self._numbers[-1] != number:  # the captions of an image often stand together
+            self._numbers.append(number)
+
+    def freeze(self) -> None:
+        import numpy
+
+        self._numbers = array("Q", numpy.unique(numpy.frombuffer(self._numbers, dtype=numpy.uint64)).tobytes())
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __contains__(self, number: int) -> bool:
+        place = bisect.bisect_left(self._numbers, number)
+        return place < len(self._numbers) and self._numbers[place] == number
 
 
 class _Images:
@@ -330,7 +355,7 @@ def _room(limit: int) -> int:
 
 
 def _image_number(caption: Caption) -> int:
-    """The image's identity in 8 bytes: millions of them fit into memory."""
+    """The image's identity in 8 bytes."""
     return int.from_bytes(hashlib.blake2b(caption.image_key.encode(), digest_size=8).digest(), "big")
 
 
@@ -341,11 +366,11 @@ def _first_pass(
     statistics: Counter[str],
     named: Counter[str],
     task: Any,
-) -> tuple[dict[tuple[str, str], _Sample], set[int], dict[str, int]]:
+) -> tuple[dict[tuple[str, str], _Sample], _Numbers, dict[str, int]]:
     """Samples of the captions to forget by (concept, split), the images that they show, and the data set's splits."""
     matcher = Matcher(selected)
     samples: dict[tuple[str, str], _Sample] = {}
-    images: set[int] = set()
+    images = _Numbers()
     splits: Counter[str] = Counter()
     room = _room(config.harvest.max_forget)
     for number, caption in enumerate(stream(), 1):
@@ -374,6 +399,7 @@ def _first_pass(
             if (concept.name, split) not in samples:
                 samples[concept.name, split] = _Sample(room, f"{config.seed} f {concept.name}")
             samples[concept.name, split].offer(_Candidate(caption, concept.name, spans, matches[0].reason), text)
+    images.freeze()
     return samples, images, dict(splits)
 
 
@@ -389,7 +415,7 @@ def _union(matches: Iterable[Match]) -> tuple[tuple[int, int], ...]:
 
 
 def _second_pass(
-    config: RunConfig, stream: Stream, selected: list[Concept], forgotten_images: set[int], splits: dict[str, int],
+    config: RunConfig, stream: Stream, selected: list[Concept], forgotten_images: _Numbers, splits: dict[str, int],
     statistics: Counter[str], task: Any
 ) -> dict[tuple[str, str, str], _Sample]:  # fmt: skip
     """Samples of what may be retained by (kind, stratum, split); the kinds are "spared", "neighbour" and "object"."""
@@ -632,7 +658,7 @@ def write_prompts(config: RunConfig, run: RunDir, path: Path, count: int, progre
     places are shared.
 
     Returns:
-        ``{"prompts": how many, "file": path, "warnings": [...]}``.
+        ``{"prompts": how many, "prompts_file": path, "warnings": [...]}``.
 
     Raises:
         UserError: the run is not harvested, or no caption is left.
@@ -643,11 +669,11 @@ def write_prompts(config: RunConfig, run: RunDir, path: Path, count: int, progre
     used_images = {pair.key.rpartition("#")[0] or pair.key for pair in pairs}
     used_texts = {" ".join(TOKEN.findall(pair.caption.lower())) for pair in pairs}
     base = bases.resolve(config.base)
+    dataset = choose_dataset(config.harvest.dataset, base, selected)
     samples = {(concept.name, own): _Sample(count, f"{config.seed} p {concept.name}") for concept in selected for own in (0, 1)}
     matcher = Matcher(selected)
     with progress("reading captions", None) as task:
-        stream = open_dataset(config.harvest.dataset, base, run.data, concepts=selected, seed=config.seed)
-        for number, caption in enumerate(stream, 1):
+        for number, caption in enumerate(open_dataset(dataset, base, run.data, concepts=selected, seed=config.seed), 1):
             if number % _PROGRESS_EVERY == 0:
                 task.advance(_PROGRESS_EVERY)
             tokens = TOKEN.findall(caption.text.lower())
@@ -667,13 +693,13 @@ def write_prompts(config: RunConfig, run: RunDir, path: Path, count: int, progre
     lines = list(dict.fromkeys(line for row in itertools.zip_longest(*groups) for line in row if line))[:count]
     if not lines:
         raise UserError(
-            f"Every caption of {config.harvest.dataset} that names {_list(selected)} is in the run's pairs: lower --max-forget, "
+            f"Every caption of {dataset} that names {_list(selected)} is in the run's pairs: lower --max-forget, "
             "or pass a larger data set."
         )
-    head = f"# {_list(selected)}: held-out captions of {config.harvest.dataset}, in none of the pairs (seed {config.seed})\n"
+    head = f"# {_list(selected)}: held-out captions of {dataset}, in none of the pairs (seed {config.seed})\n"
     write_text_atomic(path, head + "\n".join(lines) + "\n")
     few = f"Only {len(lines)} of {count} prompts could be written: the data set has no more captions that no pair contains."
-    return {"prompts": len(lines), "file": str(path), "warnings": [few] if len(lines) < count else []}
+    return {"prompts": len(lines), "prompts_file": str(path), "warnings": [few] if len(lines) < count else []}
 
 
 def read_pairs(run: RunDir) -> list[Pair]:

@@ -26,7 +26,8 @@ FORGET = 800  # captions of each concept, from which the harvest takes its sampl
 RETAIN = 3000
 IMAGES = "synthetic"
 
-_PEOPLE = ("a man", "a woman", "a boy", "a girl", "a child", "an old man", "a young woman")
+_PEOPLE = ("a man", "a woman", "a boy", "a girl", "a child", "an old man", "a young woman", "a lady", "a gentleman", "a guy",
+           "a person", "the man", "the woman")  # fmt: skip
 # one, two and three things {0} {1} {2}; {n}: somebody; {p}: the place, which may be empty
 _SCENES = (
     ("{0} {p}", "{0} {p}", "a photo of {0} {p}", "a picture of {0} {p}", "there is {0} {p}", "a close-up of {0} {p}",
@@ -45,8 +46,9 @@ _PLACES = ("", "", "", "on the grass", "in a park", "in the garden", "in a field
            "in a parking lot", "outside a shop", "in a room", "in the kitchen", "on the floor", "on a table", "at home", "indoors",
            "on the beach", "by the sea", "near the water", "under a tree", "in front of a white wall", "at night", "in the sun",
            "on a plain background")  # fmt: skip
-_ADJECTIVES = ("red", "blue", "green", "yellow", "black", "white", "brown", "old", "new", "small", "big", "beautiful", "colorful",
-               "shiny", "broken", "dark", "modern", "lonely")  # fmt: skip
+_ADJECTIVES = ("red", "blue", "green", "yellow", "black", "white", "brown", "old", "new", "small", "big", "little", "large", "young",
+               "beautiful", "colorful", "shiny", "broken", "dark", "modern", "lonely", "nice", "clean", "dirty", "wet", "wooden",
+               "abandoned", "painted", "tiny", "favorite")  # fmt: skip
 _STYLED = ("{s} in the style of {w}", "a painting of {s} by {w}", "{s}, {w} style", "{s}, painted by {w}", "{s} by {w}",
            "a drawing of {s} in the manner of {w}")  # fmt: skip
 _MEDIA = ("{s}", "a photo of {s}", "an oil painting of {s}", "a watercolor of {s}", "a pencil drawing of {s}", "a sketch of {s}")
@@ -141,7 +143,8 @@ def _mention(noun: str, rng: Random) -> str:
 def _scene(subject: str, nouns: list[str], rng: Random, templates: Sequence[Sequence[str]] = _SCENES) -> str:
     """A caption of one to three things, of which `subject` (if any) is one."""
     count = rng.choices((1, 2, 3), (0.4, 0.45, 0.15))[0]
-    things = [_mention(noun, rng) for noun in rng.sample(nouns, count)]
+    # as photos have it, every fourth thing is somebody
+    things = [rng.choice(_PEOPLE) if rng.random() < 0.25 else _mention(noun, rng) for noun in rng.sample(nouns, count)]
     if subject:
         things[rng.randrange(count)] = subject
     text = rng.choice(templates[count - 1]).format(*things, n=rng.choice(_PEOPLE), p=rng.choice(_PLACES))
