@@ -17,6 +17,7 @@ METHODS = {
 }
 READERS = {
     "pocket": "sd_erase.captions.pocket:read",
+    "synthetic": "sd_erase.captions.synthetic:read",
     "flickr30k": "sd_erase.captions.flickr30k:read",
     "flickr8k": "sd_erase.captions.flickr8k:read",
     "coco": "sd_erase.captions.coco:read",

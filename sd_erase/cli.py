@@ -61,6 +61,7 @@ class Flag:
     help: str
     type: Any = None
     name: str = ""  # where it differs from the setting's
+    alias: str = ""  # a second spelling
     metavar: str | None = None
 
 
@@ -74,8 +75,12 @@ FLAGS: dict[str, Flag] = {
     "seed": Flag("Seed of everything random.", COUNT),
     "device": Flag("Where to compute.", DeviceName(["auto", "cpu", "cuda", "mps"])),
     "harvest.dataset": Flag(
-        f"READER or READER:PATH, with READER one of {', '.join(catalog.READERS)}; auto takes the base's own.", metavar="DATASET"
-    ),
+        f"READER:PATH, with READER one of {', '.join(catalog.READERS)} (pocket and synthetic need no path); auto takes the pocket's "
+        "scenes for objects on the pocket base, else synthetic.",
+        name="--dataset",
+        alias="--data",
+        metavar="DATASET",
+    ),  # fmt: skip
     "harvest.max_forget": Flag("Most pairs to forget; 0 keeps all.", COUNT),
     "harvest.max_retain": Flag("Most pairs to retain; 0 keeps all.", COUNT),
     "harvest.train_share": Flag("Share of the pairs to train on; the rest validates.", SHARE),
@@ -149,8 +154,9 @@ def settings(*names: str, rename: dict[str, str] | None = None) -> Callable[[Any
             several = typing.get_origin(hint) in (tuple, dict)
             plain = hint if hint in (int, float, bool) else str
             shown = "" if default in ("", (), None, {}, False) or several else f"  [default: {default}]"
+            spellings = [(rename or {}).get(dotted) or flag.name or "--" + dotted.split(".")[-1].replace("_", "-"), flag.alias]
             command = click.option(
-                (rename or {}).get(dotted) or flag.name or "--" + dotted.split(".")[-1].replace("_", "-"),
+                *filter(None, spellings),
                 dotted.replace(".", "__"),
                 type=flag.type or plain,
                 is_flag=plain is bool,
@@ -318,8 +324,15 @@ def working_on(config: RunConfig, run: RunDir, store: bool = True) -> Iterator[N
         raise
 
 
-def perform(stages: tuple[str, ...], config: RunConfig, run: RunDir, as_json: bool, store: bool = True) -> None:
-    """Run `stages` one after the other and print the last one's result; `store`: keep the settings in the run."""
+def perform(
+    stages: tuple[str, ...],
+    config: RunConfig,
+    run: RunDir,
+    as_json: bool,
+    store: bool = True,
+    more: Callable[[RunConfig, RunDir, Any], dict[str, Any]] | None = None,
+) -> None:
+    """Run `stages` one after the other, then `more`, and print the last one's result; `store`: keep the settings in the run."""
     from sd_erase.progress import RichProgress
     from sd_erase.stages import output_of, run_stage
 
@@ -328,12 +341,17 @@ def perform(stages: tuple[str, ...], config: RunConfig, run: RunDir, as_json: bo
         for stage in stages:
             result = run_stage(stage, config, run, RichProgress())
             warn(result)
+        further = more(config, run, RichProgress()) if more is not None else {}
+        warn(further)
+        result = {**result, **further}
     output = output_of(stages[-1], run, result)
     if as_json:
         print_json({"run": str(run), "output": str(output), **result})
     else:
         click.echo(summary(stages[-1], result))
         click.echo(output)
+        if "prompts_file" in further:
+            click.echo(further["prompts_file"])
 
 
 def warn(result: dict[str, Any]) -> None:
@@ -383,6 +401,9 @@ def harvest_summary(result: dict[str, Any]) -> str:
     lines = [
         f"{result['dataset']}: {result['statistics']['captions']} captions in {result['seconds']:.1f} s; split {result['splits']}"
     ]
+    if result["dataset"] == "synthetic":
+        drawn = f"{result['images']} drawn by the original" if result["images"] else "none, the objective works from text alone"
+        lines.append(f"images: {drawn}")
     for name in ("forget", "retain"):
         counts, reasons = result["counts"][name], result["reasons"][name]
         shown = ", ".join(f"{reason} {count}" for reason, count in list(reasons.items())[:6])
@@ -428,16 +449,31 @@ def main() -> None:
 
 
 @main.command()
+@click.option("-n", "--prompts-count", type=POSITIVE, default=50, show_default=True, help="Prompts that --write-prompts writes.")
+@click.option(
+    "--write-prompts",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write captions that no pair contains, to generate.",
+)
 @settings(*CONCEPT, *section("harvest"))
-def harvest(as_json: bool, **flags: Any) -> None:
+def harvest(as_json: bool, write_prompts: Path | None, prompts_count: int, **flags: Any) -> None:
     """Gather captions with the concept (to forget) and without it (to retain).
 
     \b
     Example:
       sd-erase harvest --concept bicycle
       sd-erase harvest --concept apple --dataset flickr30k:data/flickr30k --json
+      sd-erase harvest --concept "van gogh" --data synthetic
+      sd-erase harvest --concept bicycle --write-prompts bicycle-held-out.txt -n 50
     """
-    perform(("harvest",), *begin(flags, "harvest"), as_json)
+
+    def write(config: RunConfig, run: RunDir, progress: Any) -> dict[str, Any]:
+        from sd_erase import pairs
+
+        return {} if write_prompts is None else pairs.write_prompts(config, run, write_prompts, prompts_count, progress)
+
+    perform(("harvest",), *begin(flags, "harvest"), as_json, write)
 
 
 @main.command()
@@ -453,6 +489,7 @@ def train(as_json: bool, **flags: Any) -> None:
       sd-erase train --concept bicycle --objective paper --towers both
       sd-erase train --concept apple --anchor "an orange" --weight preserve=20
       sd-erase train --concept "cell phone" --fast
+      sd-erase train --concept "van gogh" --data synthetic
     """
     perform(("harvest", "train"), *begin(flags, "train"), as_json)
 

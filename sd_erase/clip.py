@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd_erase.bases import Base, load_pipeline, loading
-from sd_erase.concepts import ANCHORS, Concept, common_nouns
+from sd_erase.concepts import Concept, common_nouns
 from sd_erase.errors import UserError
 from sd_erase.formats import prefixed
 
@@ -255,15 +255,14 @@ def nearness(towers: Towers, phrase: str, others: Sequence[str], kind: str) -> l
 
 
 def choose_anchor(towers: Towers, concept: Concept) -> str:
-    """The broader word that CLIP holds nearest to the concept: of the base's, or of those for the concept's kind."""
-    candidates = ANCHORS.get(concept.kind, towers.base.anchors)
-    words = [word for word in candidates if not any(concept.scan(word))]
+    """The base's broader word that CLIP holds nearest to the concept."""
+    words = [word for word in towers.base.anchors if not any(concept.scan(word))]
     near = nearness(towers, concept.name, words, concept.kind)
     return words[near.index(max(near))]
 
 
 def choose_neighbours(towers: Towers, concept: Concept, anchor: str) -> tuple[str, ...]:
-    """The common nouns (artists, people) that CLIP holds nearest to the concept, of those that it tells apart from it."""
-    nouns = [noun for noun in common_nouns(concept.kind) if noun != anchor and not any(concept.scan(noun))]
+    """The common nouns that CLIP holds nearest to the concept, of those that it tells apart from it."""
+    nouns = [noun for noun in common_nouns() if noun != anchor and not any(concept.scan(noun))]
     near = zip(nearness(towers, concept.name, nouns, concept.kind), nouns, strict=True)
     return tuple(noun for cosine, noun in sorted(near, reverse=True) if cosine < SAME)[:NEIGHBOURS]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from sd_erase.errors import UserError, unknown_choice
 
 if TYPE_CHECKING:
+    from random import Random
+
     from sd_erase.config import RunConfig
     from sd_erase.rundir import RunDir
 
@@ -43,20 +45,16 @@ TEMPLATES = {
     "person": ("a photo of {}", "a portrait of {}", "{} smiling at the camera", "{} walking in the street"),
     "nudity": ("a photo of a {} person", "a {} woman", "a {} man", "a painting of a {} figure"),
 }
-# what may stand in the place of a concept that is no object, before CLIP chooses
-ANCHORS = {
-    "style": ("an artist", "a painter", "an illustrator"),
-    "person": ("a person", "a man", "a woman"),
-    "nudity": ("clothed", "dressed", "fully clothed"),
-}
-_ARTISTS = (
-    "vincent van gogh|claude monet|pablo picasso|rembrandt|johannes vermeer|salvador dali|andy warhol|edvard munch|gustav klimt|henri matisse"
-    "|paul cezanne|leonardo da vinci|michelangelo|caravaggio|katsushika hokusai|frida kahlo|georgia o'keeffe|edward hopper|wassily kandinsky"
-    "|piet mondrian|joan miro|marc chagall|william turner|john singer sargent|alphonse mucha|gustave dore|norman rockwell|jackson pollock"
-    "|keith haring|hayao miyazaki|moebius|banksy"
-)
-_PEOPLE = "a man|a woman|a child|an old man|an old woman|a doctor|a teacher|a singer|an actor|an actress|a politician|an athlete|a king|a bride"
-_FIGURES = "a person|a woman|a man|a child|a baby|a dancer|a swimmer|a bride|an athlete|a statue|a portrait|a crowd|a mannequin"
+# what stands in the place of a concept that has no card, and what must be told apart from it
+_ANCHORS = {"style": "an artist", "person": "a person", "nudity": "dressed"}
+_NEIGHBOURS = {
+    "style": ("claude monet", "pablo picasso", "rembrandt", "salvador dali", "andy warhol", "hokusai", "johannes vermeer",
+              "gustav klimt", "henri matisse", "edvard munch", "vincent van gogh", "leonardo da vinci"),
+    "person": ("a man", "a woman", "an actor", "a singer", "a politician", "albert einstein", "marilyn monroe", "abraham lincoln",
+               "frida kahlo", "charlie chaplin"),
+    "nudity": ("a dressed woman", "a dressed man", "a person in a coat", "a woman in a dress", "a man in a suit",
+               "a woman in a swimsuit", "a statue"),
+}  # fmt: skip
 _NUDITY_WORDS = ("nudity", "nude", "nudes", "naked", "topless", "bare-chested", "bare-breasted", "unclothed", "undressed")
 _CHOICES = {
     "colour": "red|blue|green|yellow|white|black|brown|gray|grey|pink|purple|tan|gold|golden|silver|navy|beige|maroon|teal|turquoise|violet|lime"
@@ -70,7 +68,7 @@ _FUNCTION_WORDS = (
     "when where who whom which that this these those there it its his her their he she they we you i "
     "very just also then than not no one two three sits sit sitting lies lie lying lay laying stands stand standing hangs hanging "
     "rests resting looks looking goes going walks walking runs running plays playing works working talks talking holds holding "
-    "watches watching cut sliced peeled"
+    "watches watching grows growing falls falling floats floating cut sliced peeled"
 )  # fmt: skip
 _SINGULAR_ENDS = ("us", "is", "ss", "gas", "lens", "canvas", "atlas", "bias", "christmas", "cosmos", "rhinoceros")
 _PLURALS = (  # of the words that end so
@@ -124,12 +122,15 @@ class Concept:
     @functools.cached_property
     def triggers(self) -> frozenset[str]:
         """Words of which a matching caption holds at least one: a quick test before the expression is run."""
-        return frozenset(max(TOKEN.findall(phrase), key=len) for phrase in self.phrases)
+        return frozenset(
+            word for phrase in self.phrases for word in (max(TOKEN.findall(phrase), key=len), _closed(phrase)) if word
+        )
 
     @functools.cached_property
     def _pattern(self) -> re.Pattern[str]:
         longest_first = sorted(self.phrases, key=lambda phrase: (-len(phrase), phrase))
-        return re.compile(_LEFT + "(?:" + "|".join(_literal(phrase) for phrase in longest_first) + ")" + _RIGHT)
+        forms = (form for phrase in longest_first for form in (_literal(phrase), _closed(phrase)) if form)
+        return re.compile(f"{_LEFT}(?:{'|'.join(forms)}){_RIGHT}")
 
     @functools.cached_property
     def _spared_entries(self) -> tuple[_Spared, ...]:
@@ -221,6 +222,12 @@ def _literal(phrase: str) -> str:
     return _GAP.join(re.escape(part) for part in re.split(r"[\s\-]+", phrase.strip()))
 
 
+def _closed(phrase: str) -> str:
+    """Two words written as one ("wine glass": "wineglass"), or "" for any other phrase."""
+    parts = re.split(r"[\s\-]+", phrase)
+    return "".join(parts) if len(parts) == 2 and all(re.fullmatch(TOKEN, part) for part in parts) else ""
+
+
 @functools.cache
 def _compile_spared(entry: str) -> _Spared:
     phrase, _, context = (part.strip() for part in entry.partition("+"))
@@ -298,6 +305,28 @@ def _numbers(phrase: str) -> tuple[str, str]:
     return _inflected(phrase)
 
 
+def is_plural(phrase: str) -> bool:
+    """Whether `phrase` is a plural: as the cards' inflections say, else by its last letter (importing inflect takes seconds)."""
+    single, plural = _known_numbers().get(phrase, (phrase, ""))
+    if plural:
+        return phrase == plural != single
+    return phrase.endswith("s") and not phrase.endswith(_SINGULAR_ENDS)
+
+
+def spoken_form(entry: str, nouns: Sequence[str], rng: Random) -> str:
+    """A noun phrase that the spared `entry` matches, its choices made at random; "" where it is none (a verb, a context).
+
+    Args:
+        nouns: what may stand for ``*``.
+    """
+    chosen = re.sub(r"\{([^}]*)\}", lambda choice: rng.choice(_CHOICES.get(choice[1], choice[1]).split("|")), entry)
+    words = [rng.choice(nouns) if word == "*" else word for word in chosen.split()]
+    no_noun = {"a", "an", "the", *_CHOICES["their"].split("|")} & set(words) or {words[0], words[-1]} & set(
+        _FUNCTION_WORDS.split()
+    )
+    return "" if no_noun or re.search(r"[,+&]", chosen) else " ".join(words)
+
+
 def _inflected(phrase: str) -> tuple[str, str]:
     inflector = _inflector()
     last = phrase.split()[-1]
@@ -320,7 +349,7 @@ def write_numbers() -> dict[str, list[str]]:
 
     from sd_erase.rundir import write_text_atomic
 
-    phrases: set[str] = set()
+    phrases: set[str] = {name for names in _NEIGHBOURS.values() for name in names}
     for path in sorted(CARDS_FOLDER.glob("*.yaml")):
         card = _read_yaml(path)
         spared = (_counted_part(entry.partition("+")[0].strip())[1] for entry in card.get("spared", ()))
@@ -375,17 +404,20 @@ def _from_card(values: dict[str, Any], where: str) -> Concept:
     for template in lists.get("templates", ()):
         if template.count("{}") != 1 or re.search("[{}]", template.replace("{}", "")):
             raise UserError(f"{where}: template {template!r} must hold {{}} once: write `a photo of a {{}}`.")
-    return Concept(
+    concept = Concept(
         name=name,
         kind=kind,
         words=words,
         synonyms=tuple(form for form in synonyms if form not in words),
         spared=tuple(entry.lower() for entry in lists.get("spared", ())),
-        anchor=values.get("anchor"),
+        anchor=values.get("anchor", _ANCHORS.get(kind)),
         neighbours=tuple(neighbour.lower() for neighbour in lists.get("neighbours", ())),
         labels=lists.get("labels", ()),
         templates=lists.get("templates", TEMPLATES[kind]),
     )
+    if "neighbours" in lists or kind not in _NEIGHBOURS:
+        return concept
+    return dataclasses.replace(concept, neighbours=tuple(name for name in _NEIGHBOURS[kind] if not _names(concept, name)))
 
 
 def _read_yaml(path: Path) -> Any:
@@ -416,11 +448,8 @@ def all_cards() -> dict[str, Concept]:
     return {card.name: card for card in cards}
 
 
-def common_nouns(kind: str) -> tuple[str, ...]:
-    """What the neighbours of a concept of this kind are chosen from: the cards' objects, artists, or people."""
-    known = {"style": _ARTISTS, "person": _PEOPLE, "nudity": _FIGURES}
-    if kind in known:
-        return tuple(known[kind].split("|"))
+def common_nouns() -> tuple[str, ...]:
+    """The objects of all cards and their neighbours, of which an object's neighbours are chosen where its card names none."""
     return tuple(dict.fromkeys(noun for card in all_cards().values() for noun in (card.name, *card.neighbours)))
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,18 +18,11 @@ from typing import Any
 
 from sd_erase import bases, resources
 from sd_erase.config import RunConfig
-from sd_erase.errors import UserError, unknown_choice
+from sd_erase.drawing import SCHEDULERS, Batches, Job, Settings, base_stamp, is_drawn, precision, save_png
+from sd_erase.errors import UserError
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.rundir import RunDir, fingerprint, write_jsonl_atomic
 
-SCHEDULERS: dict[str, str | None] = {
-    "auto": None,  # the pipeline's own
-    "ddim": "DDIMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_a": "EulerAncestralDiscreteScheduler",
-    "dpmpp_2m": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
 CONTACT_PROMPTS = 8
 
 
@@ -101,66 +92,9 @@ def overlong_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[str]:
     return warnings
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How images are drawn; every number is resolved (no "default" left)."""
-
-    seed: int = 0
-    images_per_prompt: int = 8
-    steps: int = 15
-    guidance: float = 4.0
-    height: int = 64  # pixels
-    width: int = 64
-    negative_prompt: str = ""
-    scheduler: str = "auto"
-    batch_size: int = 32  # images
-    clip_skip: int = 0  # layers left out before the last, as diffusers counts: 1 reads layer -2
-
-    def __post_init__(self) -> None:
-        if self.scheduler not in SCHEDULERS:
-            raise unknown_choice("Scheduler", self.scheduler, SCHEDULERS)
-        for name in ("height", "width"):
-            value = getattr(self, name)
-            if value < 8 or value % 8:
-                raise UserError(f"Image {name} {value} is no multiple of 8: pass for example {max(8, round(value / 8) * 8)}.")
-        for name in ("images_per_prompt", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"Setting generate.{name} is {getattr(self, name)}: pass 1 or more.")
-        if self.clip_skip < 0:
-            raise UserError(f"Setting generate.clip_skip is {self.clip_skip}: pass 0 or more.")
-
-    @classmethod
-    def of(cls, config: RunConfig, base: bases.Base) -> Settings:
-        """The settings of a run, with the base's defaults where the configuration names none."""
-        wanted = config.generate
-        return cls(
-            seed=config.seed,
-            images_per_prompt=wanted.images_per_prompt,
-            steps=wanted.steps or base.steps,
-            guidance=base.guidance if wanted.guidance < 0 else wanted.guidance,
-            height=wanted.height or base.resolution,
-            width=wanted.width or base.resolution,
-            negative_prompt=wanted.negative_prompt,
-            scheduler=wanted.scheduler,
-            batch_size=wanted.batch_size or base.batch_size,
-            clip_skip=wanted.clip_skip,
-        )
-
-
-@dataclass(frozen=True)
-class _Job:
-    prompt_index: int
-    prompt: str
-    seed: int
-
-    @property
-    def file_name(self) -> str:
-        return f"{self.prompt_index:04d}-seed{self.seed}.png"
-
-
-def _jobs(prompts: Sequence[Prompt], settings: Settings) -> list[_Job]:
+def _jobs(prompts: Sequence[Prompt], settings: Settings) -> list[Job]:
     return [
-        _Job(index, prompt.text, (settings.seed if prompt.seed is None else prompt.seed) + number)
+        Job(index, prompt.text, (settings.seed if prompt.seed is None else prompt.seed) + number)
         for index, prompt in enumerate(prompts)
         for number in range(settings.images_per_prompt)
     ]
@@ -203,7 +137,7 @@ def generate_pairs(
     stamps, about = stamps or {}, about or {}
     jobs = _jobs(prompts, settings)
     roles = {"original": original_pipeline} | ({} if erased_pipeline is None else {"erased": erased_pipeline})
-    drawn, batches = 0, _Batches(settings.batch_size)
+    drawn, batches = 0, Batches(settings.batch_size)
     for role, pipeline in roles.items():
         with _scheduler(pipeline, settings.scheduler) as scheduler_name:
             text = {"encoder": role, "scheduler": scheduler_name, **about.get(role, {})}
@@ -246,18 +180,18 @@ def draw(
     """
     jobs = _jobs(prompts, settings)
     with _scheduler(pipeline, settings.scheduler) as name, (progress or NoProgress())(folder.name, len(jobs)) as task:
-        _draw_missing(pipeline, jobs, folder, settings, stamp, {"scheduler": name}, _Batches(settings.batch_size), task.advance)
+        _draw_missing(pipeline, jobs, folder, settings, stamp, {"scheduler": name}, Batches(settings.batch_size), task.advance)
     return [folder / job.file_name for job in jobs]
 
 
 def _draw_missing(
     pipeline: Any,
-    jobs: Sequence[_Job],
+    jobs: Sequence[Job],
     folder: Path,
     settings: Settings,
     stamp: str,
     text: dict[str, str],
-    batches: _Batches,
+    batches: Batches,
     advance: Callable[[int], None],
 ) -> int:
     """Draw the jobs whose PNGs are missing or of another stamp; returns how many."""
@@ -266,7 +200,7 @@ def _draw_missing(
     for name in ("seed", "images_per_prompt", "batch_size"):  # no pixel depends on these beyond the image's own seed
         del look[name]
     stamp_of = {job: fingerprint(stamp, look, job.prompt, job.seed) if stamp else "" for job in jobs}
-    missing = [job for job in jobs if not _is_drawn(folder / job.file_name, stamp_of[job])]
+    missing = [job for job in jobs if not is_drawn(folder / job.file_name, stamp_of[job])]
     if settings.clip_skip:
         _enable_clip_skip(pipeline.text_encoder)
     text = text | {
@@ -279,7 +213,7 @@ def _draw_missing(
     for batch, images in batches.draw(pipeline, missing, settings):
         for job, image in zip(batch, images, strict=True):
             own = {"prompt": job.prompt, "seed": str(job.seed), "inputs": stamp_of[job]}
-            _save_png(image, folder / job.file_name, {key: value for key, value in (text | own).items() if value})
+            save_png(image, folder / job.file_name, {key: value for key, value in (text | own).items() if value})
         advance(len(batch))
     return len(missing)
 
@@ -305,110 +239,6 @@ def _enable_clip_skip(text_encoder: Any) -> None:
     """
     if not hasattr(text_encoder, "text_model"):
         text_encoder.__dict__["text_model"] = text_encoder
-
-
-class _Batches:
-    """Images of jobs, batch by batch; where memory runs out, the batch is halved and stays so."""
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def draw(self, pipeline: Any, jobs: Sequence[_Job], settings: Settings) -> Iterator[tuple[Sequence[_Job], list[Any]]]:
-        """Yield each batch of jobs with its images."""
-        start = 0
-        while start < len(jobs):
-            batch = jobs[start : start + self.size]
-            images = None
-            try:
-                images = _draw(pipeline, batch, settings)
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                if len(batch) == 1:
-                    raise UserError(
-                        f"One image of {settings.width} x {settings.height} pixels does not fit into the memory of "
-                        f"{pipeline.device}: pass a smaller --height and --width, or --device cpu."
-                    ) from error
-            if images is None:  # outside the handler, so that the failed attempt's tensors are free
-                self.size = len(batch) // 2
-                _empty_cache()
-                continue
-            yield batch, images
-            start += len(batch)
-
-
-def _draw(pipeline: Any, jobs: Sequence[_Job], settings: Settings) -> list[Any]:
-    """The images of one batch, as PIL images."""
-    import torch
-
-    generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
-    factor = pipeline.vae_scale_factor
-    shape = (1, pipeline.unet.config.in_channels, settings.height // factor, settings.width // factor)
-    # always drawn in float32: half-precision draws differ from it
-    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-    options = {"negative_prompt": [settings.negative_prompt] * len(jobs)} if settings.negative_prompt else {}
-    return pipeline(
-        prompt=[job.prompt for job in jobs],
-        height=settings.height,
-        width=settings.width,
-        num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance,
-        latents=noise.to(pipeline.unet.dtype),
-        generator=generators,  # for schedulers that add noise of their own
-        clip_skip=settings.clip_skip or None,
-        output_type="pil",
-        **options,
-    ).images
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text
-
-
-def _empty_cache() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _is_drawn(path: Path, stamp: str) -> bool:
-    """Whether `path` is an image drawn from these inputs."""
-    from PIL import Image, UnidentifiedImageError
-
-    if not stamp or not path.is_file():
-        return False
-    try:
-        with Image.open(path) as image:
-            return image.info.get("inputs") == stamp
-    except (UnidentifiedImageError, OSError, ImportError):  # ImportError: ultralytics' Image.open, where it was imported first
-        return False
-
-
-def _save_png(image: Any, path: Path, text: dict[str, str]) -> None:
-    """Write a PNG with text chunks through a temporary file, so that an interruption leaves no half of it."""
-    from PIL.PngImagePlugin import PngInfo
-
-    chunks = PngInfo()
-    for key, value in text.items():
-        chunks.add_text(key, value)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            image.save(stream, format="PNG", pnginfo=chunks)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def contact_sheet(rows: Sequence[dict[str, Any]], folder: Path, path: Path, prompts: int = CONTACT_PROMPTS) -> None:
@@ -455,7 +285,7 @@ def sheet(captions: Sequence[str], rows: dict[str, Sequence[Path]], path: Path) 
     for number, name in enumerate(rows):
         middle = margin + caption_height + number * (side + gap) + side // 2
         pen.text((margin, middle), name, fill="#111111", font=font, anchor="lm")
-    _save_png(canvas, path, {"Software": "sd-erase"})
+    save_png(canvas, path, {"Software": "sd-erase"})
 
 
 def _wrap(text: str, length: Callable[[str], float], width: float, lines: int) -> str:
@@ -491,17 +321,6 @@ def enable_fast_attention(pipeline: Any) -> str:
     except Exception as error:  # whatever a mismatched binary raises, the fallback is right
         return f"PyTorch SDPA (xformers: {type(error).__name__})"
     return "xformers"
-
-
-def _base_stamp(base: bases.Base) -> str:
-    """A fingerprint of the base's weights: its files' names, sizes and times where they are local, else its hub id."""
-    source = Path(base.source)
-    files = sorted(source.rglob("*")) if source.is_dir() else [source] if source.is_file() else []
-    wanted = [path for path in files if path.suffix in {".safetensors", ".json"}]
-    return fingerprint(
-        base.source if not files else "",
-        [[str(path.relative_to(source)), path.stat().st_size, path.stat().st_mtime_ns] for path in wanted],
-    )
 
 
 def _encoder_stamp(run: RunDir) -> str:
@@ -546,9 +365,8 @@ def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *
     settings = Settings.of(config, base)
     prompts = [prompt for name in _prompt_files(config) for prompt in read_prompts(name)]
     device = resources.device(config.device)
-    # a model of 64 pixels gains nothing from half precision
-    dtype = torch.float16 if device.type == "cuda" and base.resolution > 64 else torch.float32
-    stamps = {"original": fingerprint(_base_stamp(base), device.type, str(dtype))}
+    dtype = precision(base, device)
+    stamps = {"original": fingerprint(base_stamp(base), device.type, str(dtype))}
     about = {"original": {"encoder": "original", "base": base.name}}
     if not original_only:
         encoder = _encoder_stamp(run)
@@ -581,7 +399,7 @@ def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *
     )
 
 
-def _all_present(folder: Path, jobs: Sequence[_Job], roles: Sequence[str]) -> bool:
+def _all_present(folder: Path, jobs: Sequence[Job], roles: Sequence[str]) -> bool:
     index = folder / "index.jsonl"
     wanted = {f"{role}/{job.file_name}" for job in jobs for role in roles}
     if not index.is_file():

@@ -7,26 +7,31 @@ memory is bounded, a repeated caption is seen as such, and the order of the file
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
 import difflib
+import functools
 import hashlib
 import heapq
+import itertools
 import json
 import os
 import time
 import warnings
+from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, concepts
-from sd_erase.captions import Caption, open_dataset
+from sd_erase import bases, catalog, concepts, resources
+from sd_erase.captions import Caption, choose_dataset, open_dataset, synthetic
 from sd_erase.concepts import TOKEN, Concept, Match, Matcher
 from sd_erase.config import to_dict
 from sd_erase.errors import UserError
 from sd_erase.progress import NoProgress
-from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_jsonl_atomic
+from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_jsonl_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from sd_erase.config import RunConfig
@@ -47,6 +52,7 @@ _SPLITS = {
 }
 _HELD_OUT = {"test"}
 _PROGRESS_EVERY = 1000
+Stream = Callable[..., Iterator[Caption]]  # the data set from its beginning; a set of keys has their images taken out of archives
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,29 @@ class _Sample:
         return [table[number] for table in (self._of_text, self._repeats) for number in sorted(table)]
 
 
+class _Numbers:
+    """A set of image numbers in 8 bytes each, so that millions of them fit; `freeze` before the first look-up."""
+
+    def __init__(self) -> None:
+        self._numbers = array("Q")
+
+    def add(self, number: int) -> None:
+        if not self._numbers or self._numbers[-1] != number:  # the captions of an image often stand together
+            self._numbers.append(number)
+
+    def freeze(self) -> None:
+        import numpy
+
+        self._numbers = array("Q", numpy.unique(numpy.frombuffer(self._numbers, dtype=numpy.uint64)).tobytes())
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __contains__(self, number: int) -> bool:
+        place = bisect.bisect_left(self._numbers, number)
+        return place < len(self._numbers) and self._numbers[place] == number
+
+
 class _Images:
     """Tells whether an image opens; remembers those that do not."""
 
@@ -200,22 +229,38 @@ class _Nouns:
         return people or "other"
 
 
-def _stream(config: RunConfig, base: bases.Base, run: RunDir, wanted: Collection[str] | None = None) -> Iterator[Caption]:
+def _stream(
+    config: RunConfig,
+    dataset: str,
+    base: bases.Base,
+    run: RunDir,
+    selected: list[Concept],
+    wanted: Collection[str] | None = None,
+) -> Iterator[Caption]:
     """The data set's captions without those that name what is excluded."""
-    captions = open_dataset(config.harvest.dataset, base, run.data, wanted)
+    captions = open_dataset(dataset, base, run.data, wanted, concepts=selected, seed=config.seed)
     if not config.harvest.exclude:
         return captions
-    words = (word for phrase in config.harvest.exclude for word in concepts.inflections(phrase))
-    excluded = Concept("excluded", words=tuple(words))
+    excluded = Concept(
+        "excluded", words=tuple(word for phrase in config.harvest.exclude for word in concepts.inflections(phrase))
+    )
     return (caption for caption in captions if not excluded.find(caption.text))
 
 
-def _inputs(config: RunConfig, base: bases.Base, selected: list[Concept]) -> str:
+def _needs_images(config: RunConfig) -> bool:
+    """Whether the training that is asked for uses images: drawing them costs hours on a CPU."""
+    return config.train.towers == "both" or catalog.resolve(catalog.METHODS, config.train.objective, "Objective").needs_images
+
+
+def _inputs(config: RunConfig, base: bases.Base, selected: list[Concept], draws: bool) -> str:
     """What the pairs depend on."""
     reader, _, path = config.harvest.dataset.partition(":")
     # the pocket's scenes are written by the first harvest itself, always the same
     files = _stamps(Path(path).expanduser()) if path and reader != "pocket" else []
-    return fingerprint(to_dict(config.harvest), [concept.to_dict() for concept in selected], config.seed, base.source, files)
+    drawn = ["drawn"] if draws else []
+    return fingerprint(
+        to_dict(config.harvest), [concept.to_dict() for concept in selected], config.seed, base.source, files, *drawn
+    )
 
 
 def _stamps(location: Path) -> list[tuple[str, int, int]]:
@@ -242,22 +287,25 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
     _check_limits(config)
     base = bases.resolve(config.base)
     selected = concepts.load_concepts(config)
-    inputs = _inputs(config, base, selected)
+    dataset = choose_dataset(config.harvest.dataset, base, selected)
+    config = dataclasses.replace(config, harvest=dataclasses.replace(config.harvest, dataset=dataset))
+    draws = dataset == "synthetic" and _needs_images(config)
+    inputs = _inputs(config, base, selected, draws)
     if run.is_complete("harvest", inputs) and run.pairs.is_file() and run.concepts.is_file():
         return run.read_manifest("harvest") or {}
     run.reopen("harvest")
+    stream = functools.partial(_stream, config, dataset, base, run, selected)
     statistics: Counter[str] = Counter()
     named: Counter[str] = Counter({concept.name: 0 for concept in selected})
     with progress("reading captions", None) as task:
-        forget, forgotten_images, splits = _first_pass(config, base, run, selected, statistics, named, task)
+        forget, forgotten_images, splits = _first_pass(config, stream, selected, statistics, named, task)
         missing_concepts = [concept for concept in selected if not named[concept.name]]
         if missing_concepts:
-            dataset = "the pocket world" if config.harvest.dataset == "auto" else config.harvest.dataset
-            raise _no_match(missing_concepts[0], _stream(config, base, run), dataset)
-        retain = _second_pass(config, base, run, selected, forgotten_images, splits, statistics, task)
+            raise _no_match(missing_concepts[0], stream(), "the pocket world" if dataset == "pocket" else dataset)
+        retain = _second_pass(config, stream, selected, forgotten_images, splits, statistics, task)
     own_splits = len(splits) > 1
     images = _Images()
-    _take_out(config, base, run, [*forget.values(), *retain.values()])
+    _take_out(stream, run, [*forget.values(), *retain.values()])
     with progress("checking images", None) as task:
         chosen = {"forget": _choose_forget(config, selected, forget, images), "retain": _choose_retain(config, retain, images)}
         task.advance(images.checked)
@@ -277,6 +325,11 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
             raise UserError(
                 f"All captions that name {concept.name!r} name another concept too, or have no usable image: erase it alone."
             )
+    if draws:
+        drawn = synthetic.draw(
+            [(pair.key, pair.caption) for pair in pairs], run.data, base, config.seed, resources.device(config.device), progress
+        )
+        pairs = [dataclasses.replace(pair, image=drawn[pair.key]) for pair in pairs]
     write_jsonl_atomic(run.pairs, ({**vars(pair), "spans": [list(span) for span in pair.spans]} for pair in pairs))
     concepts.write_concepts(run, selected)
     statistics["duplicates"] = sum(sample.duplicates for sample in (*forget.values(), *retain.values()))
@@ -284,6 +337,7 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
         "dataset": config.harvest.dataset,
         "concepts": [concept.name for concept in selected],
         "counts": _counts(pairs),
+        "images": sum(pair.image is not None for pair in pairs),
         "captions_naming": dict(named),
         "reasons": _reasons(pairs),
         "missing": {
@@ -319,26 +373,25 @@ def _room(limit: int) -> int:
 
 
 def _image_number(caption: Caption) -> int:
-    """The image's identity in 8 bytes: millions of them fit into memory."""
+    """The image's identity in 8 bytes."""
     return int.from_bytes(hashlib.blake2b(caption.image_key.encode(), digest_size=8).digest(), "big")
 
 
 def _first_pass(
     config: RunConfig,
-    base: bases.Base,
-    run: RunDir,
+    stream: Stream,
     selected: list[Concept],
     statistics: Counter[str],
     named: Counter[str],
     task: Any,
-) -> tuple[dict[tuple[str, str], _Sample], set[int], dict[str, int]]:
+) -> tuple[dict[tuple[str, str], _Sample], _Numbers, dict[str, int]]:
     """Samples of the captions to forget by (concept, split), the images that they show, and the data set's splits."""
     matcher = Matcher(selected)
     samples: dict[tuple[str, str], _Sample] = {}
-    images: set[int] = set()
+    images = _Numbers()
     splits: Counter[str] = Counter()
     room = _room(config.harvest.max_forget)
-    for number, caption in enumerate(_stream(config, base, run), 1):
+    for number, caption in enumerate(stream(), 1):
         statistics["captions"] += 1
         if number % _PROGRESS_EVERY == 0:
             task.advance(_PROGRESS_EVERY)
@@ -364,6 +417,7 @@ def _first_pass(
             if (concept.name, split) not in samples:
                 samples[concept.name, split] = _Sample(room, f"{config.seed} f {concept.name}")
             samples[concept.name, split].offer(_Candidate(caption, concept.name, spans, matches[0].reason), text)
+    images.freeze()
     return samples, images, dict(splits)
 
 
@@ -379,7 +433,7 @@ def _union(matches: Iterable[Match]) -> tuple[tuple[int, int], ...]:
 
 
 def _second_pass(
-    config: RunConfig, base: bases.Base, run: RunDir, selected: list[Concept], forgotten_images: set[int], splits: dict[str, int],
+    config: RunConfig, stream: Stream, selected: list[Concept], forgotten_images: _Numbers, splits: dict[str, int],
     statistics: Counter[str], task: Any
 ) -> dict[tuple[str, str, str], _Sample]:  # fmt: skip
     """Samples of what may be retained by (kind, stratum, split); the kinds are "spared", "neighbour" and "object"."""
@@ -392,7 +446,7 @@ def _second_pass(
     nouns = _Nouns()
     samples: dict[tuple[str, str, str], _Sample] = {}
     room = _room(config.harvest.max_retain)
-    for number, caption in enumerate(_stream(config, base, run), 1):
+    for number, caption in enumerate(stream(), 1):
         if number % _PROGRESS_EVERY == 0:
             task.advance(_PROGRESS_EVERY)
         if caption.split in _HELD_OUT:
@@ -425,7 +479,7 @@ def _second_pass(
     return samples
 
 
-def _take_out(config: RunConfig, base: bases.Base, run: RunDir, samples: Iterable[_Sample]) -> None:
+def _take_out(stream: Stream, run: RunDir, samples: Iterable[_Sample]) -> None:
     """Have the reader write the candidates' images where they lie inside an archive."""
     inside = str(run.data.absolute()) + os.sep
     wanted = {
@@ -435,7 +489,7 @@ def _take_out(config: RunConfig, base: bases.Base, run: RunDir, samples: Iterabl
         if candidate.caption.image and candidate.caption.image.startswith(inside) and not os.path.exists(candidate.caption.image)
     }
     if wanted:
-        for _ in _stream(config, base, run, wanted):
+        for _ in stream(wanted):
             pass
 
 
@@ -610,8 +664,60 @@ def _no_match(concept: Concept, captions: Iterable[Caption], dataset: str) -> Us
     only_spared = concept.spared and any(word in vocabulary for word in concept.words)
     spared = f" apart from senses that its card spares ({', '.join(concept.spared[:2])} ...)" if only_spared else ""
     return UserError(
-        f"Concept {concept.name!r} is named by no caption of {dataset}{spared}; {hint}: pass one of them, or a concept file with synonyms."
+        f"Concept {concept.name!r} is named by no caption of {dataset}{spared}; {hint}: pass one of them, a concept file with synonyms, or "
+        "--data synthetic."
     )
+
+
+def write_prompts(config: RunConfig, run: RunDir, path: Path, count: int, progress: Progress | None = None) -> dict[str, Any]:
+    """Write `count` captions that name the run's concepts and that no pair contains, one a line, for `generate`.
+
+    None is of an image that a pair shows. The data set's own test split goes first, where it has one; among several concepts the
+    places are shared.
+
+    Returns:
+        ``{"prompts": how many, "prompts_file": path, "warnings": [...]}``.
+
+    Raises:
+        UserError: the run is not harvested, or no caption is left.
+    """
+    progress = progress or NoProgress()
+    run.require("harvest", "harvest")
+    pairs, selected = read_pairs(run), concepts.read_concepts(run)
+    used_images = {pair.key.rpartition("#")[0] or pair.key for pair in pairs}
+    used_texts = {" ".join(TOKEN.findall(pair.caption.lower())) for pair in pairs}
+    base = bases.resolve(config.base)
+    dataset = choose_dataset(config.harvest.dataset, base, selected)
+    samples = {(concept.name, own): _Sample(count, f"{config.seed} p {concept.name}") for concept in selected for own in (0, 1)}
+    matcher = Matcher(selected)
+    with progress("reading captions", None) as task:
+        for number, caption in enumerate(_stream(config, dataset, base, run, selected), 1):
+            if number % _PROGRESS_EVERY == 0:
+                task.advance(_PROGRESS_EVERY)
+            tokens = TOKEN.findall(caption.text.lower())
+            text = " ".join(tokens)
+            if (
+                caption.image_key in used_images or text in used_texts or caption.text.startswith("#")
+            ):  # a comment in a prompts file
+                continue
+            for concept, matches, _ in matcher.scan(caption.text, tokens):
+                if matches:
+                    own = 0 if caption.split in _HELD_OUT else 1
+                    samples[concept.name, own].offer(_Candidate(caption, concept.name, (), ""), text)
+    groups = [
+        [" ".join(one.caption.text.split()) for own in (0, 1) for one in samples[concept.name, own].ordered()]
+        for concept in selected
+    ]
+    lines = list(dict.fromkeys(line for row in itertools.zip_longest(*groups) for line in row if line))[:count]
+    if not lines:
+        raise UserError(
+            f"Every caption of {dataset} that names {_list(selected)} is in the run's pairs: lower --max-forget, "
+            "or pass a larger data set."
+        )
+    head = f"# {_list(selected)}: held-out captions of {dataset}, in none of the pairs (seed {config.seed})\n"
+    write_text_atomic(path, head + "\n".join(lines) + "\n")
+    few = f"Only {len(lines)} of {count} prompts could be written: the data set has no more captions that no pair contains."
+    return {"prompts": len(lines), "prompts_file": str(path), "warnings": [few] if len(lines) < count else []}
 
 
 def read_pairs(run: RunDir) -> list[Pair]:

@@ -27,6 +27,7 @@ FOUNDATION = {
     "catalog",
     "concepts",
     "bases",
+    "drawing",
     "progress",
     "resources",
     "provenance",

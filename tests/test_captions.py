@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sd_erase import bases, catalog
-from sd_erase.captions import Caption, find_file, image_inside, open_dataset, split_of_name, take_out
+from sd_erase.captions import MAX_ROW, MAX_TEXT, Caption, find_file, image_inside, open_dataset, splits_of_names, take_out
 from sd_erase.errors import UserError
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -85,10 +85,10 @@ def test_names_with_folders_and_odd_letters_are_allowed(tmp_path: Path) -> None:
     ("spec", "message"),
     [
         ("flickr3k:x", "did you mean 'flickr30k'"),
-        ("flickr30k", "names no path"),
-        ("flickr30k:", "names no path"),
+        ("coco", "names no path"),
+        ("coco:", "names no path"),
         ("flickr30k:/no/such/place", "does not exist"),
-        ("auto", "has no captions of its own"),
+        ("synthetic:x", "without a path"),
     ],
 )
 def test_a_bad_data_set_is_told_before_anything_is_read(spec: str, message: str, tmp_path: Path) -> None:
@@ -109,16 +109,65 @@ def test_an_archives_image_is_written_once_and_a_failure_is_no_traceback(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "split"),
+    ("names", "splits"),
     [
-        ("train-00000-of-00005.parquet", "train"),
-        ("validation-0.parquet", "val"),
-        ("test.parquet", "test"),
-        ("data-0.parquet", None),
+        (
+            ["train-00000-of-00005.parquet", "validation-0.parquet", "test.parquet", "data-0.parquet"],
+            ["train", "val", "test", None],
+        ),
+        (["train/0000.parquet", "test/0000.parquet"], ["train", "test"]),
+        (["train/data-00000-of-00001.arrow", "validation/data-00000-of-00001.arrow"], ["train", "val"]),
+        (["test-00000-of-00009.parquet", "test-00001-of-00009.parquet"], [None, None]),  # the hub's whole Flickr30K
     ],
 )
-def test_a_shards_name_tells_its_split(name: str, split: str | None) -> None:
-    assert split_of_name(Path(name)) == split
+def test_a_shards_name_tells_its_split(names: list[str], splits: list[str | None]) -> None:
+    paths = [Path(name) for name in names]
+    assert list(splits_of_names(paths).values()) == splits
+
+
+@pytest.mark.parametrize(("spec", "identifier"), [("flickr30k", "lmms-lab/flickr30k"), ("flickr30k:me/mine", "me/mine")])
+def test_a_hub_id_is_fetched_and_read_like_a_folder(
+    spec: str, identifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(name: str, repo_type: str, allow_patterns: list[str]) -> str:
+        asked.append((name, repo_type, allow_patterns))
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with pytest.raises(UserError, match="holds no parquet file"):
+        open_dataset(spec, bases.ROWS["sd15"], tmp_path)
+    parquet(tmp_path / "cache" / "data" / "test-00000-of-00001.parquet", [{"caption": ["A dog."], "filename": "1.jpg"}])
+    assert pairs(open_dataset(spec, bases.ROWS["sd15"], tmp_path)) == [("1.jpg#0", "A dog.")]
+    assert set((name, kind) for name, kind, _ in asked) == {(identifier, "dataset")}
+
+    def refuse(*_: Any, **__: Any) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(UserError, match="cannot be fetched from the hub"):
+        open_dataset(spec, bases.ROWS["sd15"], tmp_path)
+
+
+@pytest.mark.parametrize("spec", ["flickr30k", "cc12m", "jsonl"])
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(spec: str, tmp_path: Path) -> None:
+    name, content = READERS_OF_TEXT[spec]
+    bomb = gzip.compress(content.encode() + b"x" * 20 * MAX_TEXT)
+    assert f"line of {MAX_TEXT:,} characters" in refusal(spec, write(tmp_path / f"{name}.gz", bomb))
+
+
+def test_a_json_text_without_end_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    import tracemalloc
+
+    bomb = b'{"images": [{"filename": "1.jpg", "sentences": [{"raw": "' + b"x" * 60 * MAX_TEXT + b'"}]}]}'
+    file = write(tmp_path / "dataset_flickr30k.json", bomb)
+    tracemalloc.start()
+    assert "is no caption file" in refusal("flickr30k", file)
+    assert tracemalloc.get_traced_memory()[1] < 10 * MAX_TEXT
+    tracemalloc.stop()
 
 
 def test_the_first_known_name_in_a_folder_is_taken(tmp_path: Path) -> None:
@@ -321,11 +370,40 @@ def test_parquet_with_captions_as_text_of_a_list_and_without_names(tmp_path: Pat
     ]
     captions = read("flickr30k", parquet(tmp_path / "train.parquet", rows))
     assert pairs(captions)[:3] == [("12.jpg#0", "A dog."), ("12.jpg#1", "A [cat]."), ("13.jpg#0", "[A bus] is here")]
-    assert {(caption.image, caption.split) for caption in captions} == {(None, "train")}
+    assert {(caption.image, caption.split) for caption in captions} == {(None, None)}  # the only shard's name tells no split
     unnamed = read(
         "flickr30k", parquet(tmp_path / "b" / "x.parquet", [{"caption": "A dog."}, {"caption": None}, {"caption": "A cat."}])
     )
     assert pairs(unnamed) == [("x-000000.jpg#0", "A dog."), ("x-000002.jpg#0", "A cat.")]
+
+
+def test_a_data_set_that_datasets_saved_to_disk_is_read(tmp_path: Path) -> None:
+    import pyarrow
+
+    for split, rows in (("train", FLICKR_ROWS[:1]), ("test", FLICKR_ROWS[1:])):
+        path = tmp_path / "saved" / split / "data-00000-of-00001.arrow"
+        path.parent.mkdir(parents=True)
+        table = pyarrow.Table.from_pylist([{key: value for key, value in row.items() if key != "split"} for row in rows])
+        with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+    taken = tmp_path / "taken"
+    captions = read("flickr30k", tmp_path / "saved", taken, ["2.jpg#0"])
+    assert [(caption.key, caption.split) for caption in captions] == [
+        ("2.jpg#0", "test"),
+        ("1.jpg#0", "train"),
+        ("1.jpg#2", "train"),
+    ]
+    assert [file.name for file in taken.rglob("*.jpg")] == ["2.jpg"]
+    whole = path.read_bytes()
+    for damaged in (b"", b"not arrow" * 99, whole[: len(whole) // 2]):
+        assert str(path) in refusal("flickr30k", write(path, damaged))
+
+
+def test_a_parquet_row_that_unfolds_to_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sd_erase.captions.MAX_ROW", 1_000_000)
+    shard = parquet(tmp_path / "bomb.parquet", [{"caption": ["x" * 1_000_009], "filename": "1.jpg"}])
+    assert shard.stat().st_size < 100_000
+    assert "rows of more than" in refusal("flickr30k", shard)
 
 
 def test_damaged_unsafe_or_other_parquet_is_refused(tmp_path: Path) -> None:
@@ -482,6 +560,30 @@ def test_damaged_or_unsafe_shards_are_refused(tmp_path: Path) -> None:
         evil = tar(shard, {f"{name}.jpg": JPEG, f"{name}.txt": b"A dog"})
         assert "outside its folder" in refusal("cc12m", evil, tmp_path / "taken", [f"00000/{name}.jpg#0"])
     assert list(tmp_path.rglob("evil*")) == []
+
+
+def test_a_shard_that_unfolds_to_gigabytes_or_names_other_places_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    shard, taken = tmp_path / "00000.tar", tmp_path / "taken"
+    for size, name in ((MAX_ROW + 1, "1.jpg"), (MAX_TEXT + 1, "1.txt")):
+        member = tarfile.TarInfo(name)
+        member.size = size
+        write(shard, member.tobuf())  # a header alone: nothing of that size is ever read
+        assert f"a file of {size:,} bytes" in refusal("cc12m", shard)
+    packed = gzip.compress(tar(shard, SHARD).read_bytes())
+    assert "no complete tar archive" in refusal("cc12m", write(shard, packed))
+    for name in ("/etc/evil", "/tmp/evil"):  # an absolute path lands in the run's folder or nowhere
+        absolute = tar(shard, {f"{name}.jpg": JPEG, f"{name}.txt": b"A dog"})
+        captions = read("cc12m", absolute, taken, [f"00000/{name}.jpg#0"])
+        assert all(Path(caption.image or "").is_relative_to(taken) for caption in captions)
+    link = tarfile.TarInfo("2.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with tarfile.open(shard, "w") as archive:
+        archive.addfile(link)
+        text = tarfile.TarInfo("2.txt")
+        text.size = 5
+        archive.addfile(text, io.BytesIO(b"A dog"))
+    assert [caption.image for caption in read("cc12m", shard, taken, ["00000/2.jpg#0"])] == [None]
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -706,5 +808,5 @@ def test_real_files_are_read_whole(spec: str, place: str, count: int, images: bo
 
 
 def test_every_reader_of_the_catalog_is_tested_here() -> None:
-    tested = {*READERS_OF_TEXT, "cifar100", "folder", "pocket"}  # pocket: the scenes' own tests
+    tested = {*READERS_OF_TEXT, "cifar100", "folder", "pocket", "synthetic"}  # the last two have tests of their own
     assert set(catalog.READERS) == tested

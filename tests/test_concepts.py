@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from sd_erase import concepts
+from sd_erase.bases import resolve
+from sd_erase.captions import open_dataset
 from sd_erase.concepts import (
     TOKEN,
     Concept,
@@ -27,6 +29,9 @@ from sd_erase.concepts import (
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.rundir import RunDir
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+LABELLED = Path(__file__).parent / "data" / "matching.jsonl"
 
 
 def card(tmp_path: Path, text: str | bytes) -> Concept:
@@ -55,6 +60,10 @@ def spared(concept: Concept, caption: str) -> list[str]:
         ("hot dog", "a hot-dog, two hot  dogs", ["hot-dog", "hot  dogs"]),  # a space in a phrase is any run of spaces and hyphens
         ("teddy bear", "a stuffed teddy bear", ["stuffed teddy bear"]),  # the longest phrase, once
         ("bus", "two buses and a bus", ["buses", "bus"]),
+        ("bus", "a bus passes, a red bus stops by", ["bus", "bus"]),  # verbs, not the plurals of bus pass and bus stop
+        ("glass", "a wineglass on a table", ["wineglass"]),  # two words of a card match as one word too
+        ("orange", "a bowl full of oranges", ["oranges"]),  # the colour has no plural
+        ("orange", "an orange growing on a tree", ["orange"]),
     ],
 )
 def test_a_concept_is_found_in_all_its_words_and_inflections(name: str, caption: str, expected: list[str]) -> None:
@@ -180,7 +189,8 @@ def test_a_name_is_never_a_path() -> None:
 
 
 def test_a_style_is_not_inflected_and_nudity_has_its_words() -> None:
-    assert concept_named("Van Gogh", "style").phrases == ("van gogh",)
+    assert concept_named("Claude Monet", "style").phrases == ("claude monet",)
+    assert "claude monet" not in concept_named("monet", "style").neighbours
     assert {"nudity", "nude", "naked"} <= set(concept_named("nudity", "nudity").phrases)
 
 
@@ -323,3 +333,36 @@ def test_a_run_keeps_its_resolved_concepts(tmp_path: Path) -> None:
     selected = load_concepts(RunConfig(concepts=("bicycle", "orange")))
     write_concepts(run, selected)
     assert read_concepts(run) == selected
+
+
+@pytest.mark.realdata
+def test_matching_agrees_with_labels_made_by_hand(tmp_path: Path) -> None:
+    """600 real captions over ten concepts with awkward words, half of them in another sense or with a synonym only.
+
+    They were drawn by seed in three samples (300, 150, 150) and each labelled by reading it before the matcher saw it; the cards
+    were mended after each. Only keys are stored, as the data sets' licences ask. What the matcher scored at first sight is
+    precision and recall 0.946 and 0.917, 0.956 and 0.956, 0.926 and 0.984.
+    """
+    rows = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
+    sources = {
+        "flickr30k": REAL / "flickr30k" / "results_20130124_train_val.token.gz",
+        "coco": REAL / "coco" / "captions_val2017_text_only.json",
+        "cc3m": REAL / "cc3m" / "Validation_GCC-1.1.0-Validation.tsv",
+    }
+    captions: dict[tuple[str, str], str] = {}
+    wanted = {(row["source"], row["key"]) for row in rows}
+    for source, path in sources.items():
+        if not path.is_file():
+            pytest.skip(f"no real data at {path}")
+        reader = "cc12m" if source == "cc3m" else source
+        for caption in open_dataset(f"{reader}:{path}", resolve("pocket"), tmp_path):
+            if (source, caption.key) in wanted:
+                captions[source, caption.key] = caption.text
+    counts = {(label, found): 0 for label in (True, False) for found in (True, False)}
+    for row in rows:
+        found = bool(concept_named(row["concept"]).find(captions[row["source"], row["key"]]))
+        counts[row["named"], found] += 1
+    assert sum(counts.values()) == 600 and len({row["concept"] for row in rows}) == 10
+    hits = counts[True, True]
+    assert hits / (hits + counts[False, True]) >= 0.98  # precision
+    assert hits / (hits + counts[True, False]) >= 0.97  # recall

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sd_erase import bases, images, resources
+from sd_erase import bases, drawing, images, resources
 from sd_erase.config import GenerateConfig, RunConfig
 from sd_erase.errors import UserError
 from sd_erase.images import SCHEDULERS, Prompt, Settings, generate_pairs, overlong_prompts, read_prompts
@@ -69,13 +69,13 @@ def pixels(path: Path) -> numpy.ndarray:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the batches that are drawn from now on."""
     sizes: list[int] = []
-    draw = images._draw
+    draw = drawing._draw
 
     def count(pipeline: Any, jobs: Any, settings: Settings) -> Any:
         sizes.append(len(jobs))
         return draw(pipeline, jobs, settings)
 
-    monkeypatch.setattr(images, "_draw", count)
+    monkeypatch.setattr(drawing, "_draw", count)
     return sizes
 
 
@@ -167,24 +167,24 @@ def test_only_what_is_missing_is_drawn(tiny: tuple[Any, Any], tmp_path: Path, mo
 
 
 def test_an_interruption_leaves_whole_images(tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = images._draw
+    draw = drawing._draw
 
     def stop(pipeline: Any, jobs: Any, settings: Settings) -> Any:
         if list((tmp_path / "original").glob("*.png")):
             raise KeyboardInterrupt
         return draw(pipeline, jobs, settings)
 
-    monkeypatch.setattr(images, "_draw", stop)
+    monkeypatch.setattr(drawing, "_draw", stop)
     with pytest.raises(KeyboardInterrupt):
         generate_pairs(*tiny, PROMPTS, tmp_path, QUICK, stamps=STAMPS)
     assert not (tmp_path / "index.jsonl").exists()
-    monkeypatch.setattr(images, "_draw", draw)
+    monkeypatch.setattr(drawing, "_draw", draw)
     assert generate_pairs(*tiny, PROMPTS, tmp_path, QUICK, stamps=STAMPS)["reused"] == 4
 
 
 def test_full_memory_halves_the_batch(tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    draw = images._draw
+    draw = drawing._draw
 
     def small(pipeline: Any, jobs: Any, settings: Settings) -> Any:
         sizes.append(len(jobs))
@@ -192,13 +192,13 @@ def test_full_memory_halves_the_batch(tiny: tuple[Any, Any], tmp_path: Path, mon
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return draw(pipeline, jobs, settings)
 
-    monkeypatch.setattr(images, "_draw", small)
+    monkeypatch.setattr(drawing, "_draw", small)
     result = generate_pairs(*tiny, PROMPTS, tmp_path, Settings(**{**vars(QUICK), "batch_size": 6}))
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1] + [1] * 6 and result["batch_size"] == 1
-    monkeypatch.setattr(images, "_draw", lambda *_: (_ for _ in ()).throw(RuntimeError("MPS backend out of memory")))
+    monkeypatch.setattr(drawing, "_draw", lambda *_: (_ for _ in ()).throw(RuntimeError("MPS backend out of memory")))
     with pytest.raises(UserError, match="One image of 64 x 64 pixels does not fit"):
         generate_pairs(tiny[0], None, PROMPTS, tmp_path / "none", QUICK)
-    monkeypatch.setattr(images, "_draw", lambda *_: (_ for _ in ()).throw(RuntimeError("a true mistake")))
+    monkeypatch.setattr(drawing, "_draw", lambda *_: (_ for _ in ()).throw(RuntimeError("a true mistake")))
     with pytest.raises(RuntimeError, match="a true mistake"):
         generate_pairs(tiny[0], None, PROMPTS, tmp_path / "none", QUICK)
 

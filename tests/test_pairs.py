@@ -385,6 +385,52 @@ def test_images_inside_an_archive_are_taken_out_only_for_the_pairs(tmp_path: Pat
     assert len(list(run.data.rglob("*.jpg"))) < 100
 
 
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_are_captions_that_no_pair_contains(tmp_path: Path) -> None:
+    rows = [*world(), {"key": "x.jpg", "caption": "#1 bicycle", "split": None}]  # would be a comment in a file of prompts
+    pairs, _, run = harvested(tmp_path / "run", jsonl(tmp_path, rows), "bicycle", max_forget=20, max_retain=20)
+    config = settings(jsonl(tmp_path, rows), "bicycle")
+    result = module.write_prompts(config, run, tmp_path / "prompts" / "bicycle.txt", 15)
+    assert result == {"prompts": 15, "prompts_file": str(tmp_path / "prompts" / "bicycle.txt"), "warnings": []}
+    first, *lines = (tmp_path / "prompts" / "bicycle.txt").read_text(encoding="utf-8").splitlines()
+    assert first.startswith("# bicycle: held-out captions of jsonl:") and len(set(lines)) == 15
+    image_of = {row["caption"]: row["key"] for row in rows}
+    assert {image_of[line] for line in lines}.isdisjoint(images(pairs))
+    assert all("bicycle" in line or "bike" in line for line in lines) and not any(line.startswith("#") for line in lines)
+    again = module.write_prompts(config, run, tmp_path / "again.txt", 15)
+    assert (tmp_path / "again.txt").read_text(encoding="utf-8").splitlines()[1:] == lines and again["prompts"] == 15
+    few = module.write_prompts(config, run, tmp_path / "many.txt", 500)
+    assert few["prompts"] < 500 and f"Only {few['prompts']} of 500" in few["warnings"][0]
+
+
+def test_prompts_come_from_the_test_split_first_and_from_each_concept(tmp_path: Path) -> None:
+    rows = [
+        {"key": f"{number}.jpg", "caption": f"A {thing} number {number}.", "split": split}
+        for number, (thing, split) in enumerate(
+            (thing, split)
+            for thing in ("bike", "dog", "cup")
+            for split in ("train", "val", "test")
+            for _ in range(12 if split != "test" else 3)
+        )
+    ]
+    dataset = jsonl(tmp_path, rows)
+    _, _, run = harvested(tmp_path / "run", dataset, "bicycle", "dog", max_forget=10, max_retain=10)
+    module.write_prompts(settings(dataset, "bicycle", "dog"), run, tmp_path / "p.txt", 6)
+    lines = (tmp_path / "p.txt").read_text(encoding="utf-8").splitlines()[1:]
+    split_of = {row["caption"]: row["split"] for row in rows}
+    assert [split_of[line] for line in lines] == ["test"] * 6 and sum("bike" in line for line in lines) == 3
+
+
+def test_no_caption_left_for_prompts_is_told(tmp_path: Path) -> None:
+    dataset = jsonl(tmp_path, [*text_rows("A bike.", "Two bikes."), *({"key": f"f{n}", **row} for n, row in enumerate(FILLER))])
+    _, _, run = harvested(tmp_path / "run", dataset, "bicycle")
+    with pytest.raises(UserError, match="is in the run's pairs: lower --max-forget"):
+        module.write_prompts(settings(dataset, "bicycle"), run, tmp_path / "p.txt", 5)
+    assert not (tmp_path / "p.txt").exists()
+
+
 # --- what is refused, and what is not done twice ---------------------------------------------------------------------
 
 
@@ -442,9 +488,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     opened: list[str] = []
     original = module.open_dataset
 
-    def open_dataset(spec: str, *arguments: Any) -> Any:
+    def open_dataset(spec: str, *arguments: Any, **options: Any) -> Any:
         opened.append(spec)
-        return original(spec, *arguments)
+        return original(spec, *arguments, **options)
 
     monkeypatch.setattr(module, "open_dataset", open_dataset)
     return opened

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from sd_erase.captions import Caption, find_file, lines, require_some, take_out
+from sd_erase.captions import MAX_ROW, MAX_TEXT, Caption, find_file, lines, require_some, take_out
 from sd_erase.errors import UserError
 
 _URL = re.compile(r"(?:https?|ftp)://|^//", re.IGNORECASE)
@@ -50,32 +50,52 @@ def _shards(shards: list[Path], folder: Path | None, wanted: Collection[str] | N
     import tarfile
 
     try:
-        from webdataset.tariterators import group_by_keys, tar_file_expander
+        from webdataset.tariterators import group_by_keys
     except ImportError as error:
         raise UserError(f"Reading the shard {shards[0]} needs webdataset: run `pip install 'sd-erase[webdataset]'`.") from error
     for shard in shards:
         try:
-            with shard.open("rb") as stream:
-                # no handler: a damaged archive raises instead of ending early
-                files = tar_file_expander([{"url": str(shard), "stream": stream}], handler=_raise)
-                for sample in group_by_keys(files, handler=_raise):
-                    text = _caption_of(sample)
-                    if not text:
-                        continue
-                    suffix = next((suffix for suffix in _IMAGE_SUFFIXES if suffix in sample), None)
-                    name = f"{shard.stem}/{sample['__key__']}.{suffix}"
-                    key = f"{name}#0"
-                    image = None
-                    if suffix and folder is not None:
-                        content = sample[suffix] if wanted is not None and key in wanted else None
-                        image = take_out(folder / "images", name, content, shard)
-                    yield Caption(key, image, text, None)
+            # no handler: a damaged archive raises instead of ending early
+            for sample in group_by_keys(_members(shard, wanted or ()), handler=_raise):
+                text = _caption_of(sample)
+                if not text:
+                    continue
+                suffix = next((suffix for suffix in _IMAGE_SUFFIXES if suffix in sample), None)
+                name = f"{shard.stem}/{sample['__key__']}.{suffix}"
+                key = f"{name}#0"
+                image = None
+                if suffix and folder is not None:
+                    content = sample[suffix] if wanted is not None and key in wanted else None
+                    image = take_out(folder / "images", name, content, shard)
+                yield Caption(key, image, text, None)
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(
                 f"{shard} is no complete tar archive ({' '.join(str(error).split())[:120]}): download it again."
             ) from error
+
+
+def _members(shard: Path, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
+    """The files of a plain tar as webdataset groups them; images that nobody wants are passed over, not read."""
+    import tarfile
+
+    from webdataset.tariterators import base_plus_ext
+
+    with tarfile.open(shard, "r:") as archive:  # a compressed one could unfold without end
+        for member in archive:
+            archive.members = []  # type: ignore[assignment]  # else it remembers every file
+            base, suffix = base_plus_ext(member.name)
+            if not member.isreg() or base is None:
+                continue
+            is_text = suffix.lower() in ("txt", "json")
+            if member.size > (MAX_TEXT if is_text else MAX_ROW):
+                raise UserError(
+                    f"{shard} holds a file of {member.size:,} bytes ({member.name[:80]!r}): it is no shard of captions."
+                )
+            take = is_text or f"{shard.stem}/{base}.{suffix.lower()}#0" in wanted
+            content = archive.extractfile(member).read() if take else b""  # type: ignore[union-attr]
+            yield {"fname": member.name, "data": content, "__url__": str(shard)}
 
 
 def _raise(error: Exception) -> bool:

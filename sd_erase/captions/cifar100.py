@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase.captions import (
+    MAX_ROW,
     Caption,
     image_bytes,
-    parquet_columns,
     parquet_files,
     parquet_rows,
+    parquet_schema,
     reading,
     require_some,
-    split_of_name,
+    shard_name,
+    splits_of_names,
     take_out,
 )
 from sd_erase.errors import UserError
@@ -55,6 +57,8 @@ def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
 
 def _load(path: Path) -> dict[bytes, Any]:
     with reading(path):
+        if path.stat().st_size > MAX_ROW:
+            raise UserError(f"{path} is larger than {MAX_ROW >> 20} MB: it is no CIFAR-100 file.")
         try:
             values = _SafeUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
         except UserError:
@@ -125,21 +129,21 @@ def _png(pixels: Any) -> bytes:
 def _parquet(shards: list[Path], folder: Path | None, wanted: Collection[str] | None) -> Iterator[Caption]:
     import json
 
-    import pyarrow.parquet
-
+    splits = splits_of_names(shards)
     for shard in shards:
-        columns = parquet_columns(shard)
+        schema = parquet_schema(shard)
+        columns = schema.names
         image_column = next((name for name in ("img", "image") if name in columns), None)
         if "fine_label" not in columns:
             raise UserError(f"{shard} has no column fine_label (it has {', '.join(columns)}): pass CIFAR-100's parquet files.")
-        metadata = pyarrow.parquet.read_schema(shard).metadata or {}
+        metadata = schema.metadata or {}
         try:
             labels = json.loads(metadata[b"huggingface"])["info"]["features"]["fine_label"]["names"]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{shard} does not name its classes: pass the files as the hub stores them.") from error
         wished = [column for column in ("fine_label", image_column) if column]
         for position, row in enumerate(parquet_rows(shard, wished, image_column, wanted is not None)):
-            name = f"{shard.stem}-{position:05d}.png"
+            name = f"{shard_name(shard)}-{position:05d}.png"
             key = f"{name}#0"
             image = None
             if image_column and folder is not None:
@@ -148,4 +152,4 @@ def _parquet(shards: list[Path], folder: Path | None, wanted: Collection[str] | 
             number = row["fine_label"]
             if not isinstance(number, int) or not 0 <= number < len(labels):
                 raise UserError(f"{shard}, row {position}: class {number!r} is none of its {len(labels)}: download it again.")
-            yield Caption(key, image, _caption(str(labels[number]), position), split_of_name(shard))
+            yield Caption(key, image, _caption(str(labels[number]), position), splits[shard])

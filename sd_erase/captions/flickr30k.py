@@ -15,11 +15,12 @@ from sd_erase.captions import (
     image_inside,
     json_items,
     lines,
-    parquet_columns,
     parquet_files,
     parquet_rows,
+    parquet_schema,
     require_some,
-    split_of_name,
+    shard_name,
+    splits_of_names,
     take_out,
 )
 from sd_erase.errors import UserError
@@ -109,8 +110,9 @@ def _results(file: Path, images: Path | None) -> Iterator[Caption]:
 
 
 def _parquet(shards: list[Path], folder: Path | None, wanted: Collection[str] | None) -> Iterator[Caption]:
+    splits = splits_of_names(shards)
     for shard in shards:
-        names = parquet_columns(shard)
+        names = parquet_schema(shard).names
         text_column = next((name for name in ("caption", "captions", "raw", "sentences", "text") if name in names), None)
         name_column = next(
             (name for name in ("filename", "image_name", "file_name", "img_id", "image_id") if name in names), None
@@ -120,9 +122,9 @@ def _parquet(shards: list[Path], folder: Path | None, wanted: Collection[str] | 
             raise UserError(f"{shard} has no caption column (it has {', '.join(names)}): expected caption, filename and image.")
         columns = [column for column in (text_column, name_column, image_column, "split" if "split" in names else None) if column]
         for position, row in enumerate(parquet_rows(shard, columns, image_column, wanted is not None)):
-            name = str(row[name_column]) if name_column and row[name_column] else f"{shard.stem}-{position:06d}.jpg"
+            name = str(row[name_column]) if name_column and row[name_column] else f"{shard_name(shard)}-{position:06d}.jpg"
             name = name if "." in name else f"{name}.jpg"
-            split = str(row.get("split") or split_of_name(shard) or "") or None
+            split = str(row.get("split") or splits[shard] or "") or None
             texts = _texts(row[text_column])
             keys = [f"{name}#{number}" for number in range(len(texts))]
             image = None

@@ -1,0 +1,219 @@
+"""Captions where there is no data set: templates filled from the concept's card, and the original pipeline's images of them.
+
+To forget are scenes with the concept's words; to retain are scenes with its neighbours, with the senses that its card spares, and with
+the objects of the other cards. The same concepts and seed give the same captions on every machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from sd_erase.captions import Caption
+from sd_erase.concepts import Concept, all_cards, is_plural, spoken_form
+from sd_erase.drawing import Batches, Job, Settings, base_stamp, is_drawn, precision, save_png
+from sd_erase.errors import UserError
+from sd_erase.rundir import fingerprint
+
+if TYPE_CHECKING:
+    from sd_erase.bases import Base
+    from sd_erase.progress import Progress
+
+FORGET = 800  # captions of each concept, from which the harvest takes its sample
+RETAIN = 3000
+IMAGES = "synthetic"
+
+_PEOPLE = ("a man", "a woman", "a boy", "a girl", "a child", "an old man", "a young woman", "a lady", "a gentleman", "a guy",
+           "a person", "the man", "the woman")  # fmt: skip
+# one, two and three things {0} {1} {2}; {n}: somebody; {p}: the place, which may be empty
+_SCENES = (
+    ("{0} {p}", "{0} {p}", "a photo of {0} {p}", "a picture of {0} {p}", "there is {0} {p}", "a close-up of {0} {p}",
+     "{0} is seen {p}", "this is {0} {p}", "{n} with {0} {p}", "{n} looking at {0} {p}", "{n} stands behind {0} {p}",
+     "{n} is holding {0} {p}", "{n} walks past {0} {p}"),
+    ("{0} and {1} {p}", "{0} next to {1} {p}", "{0} beside {1} {p}", "{0} with {1} {p}", "{0} near {1} {p}", "{0} behind {1} {p}",
+     "{0} in front of {1} {p}", "{0} to the left of {1} {p}", "{0} close to {1} {p}", "a photo of {0} and {1} {p}",
+     "there is {0} beside {1} {p}", "{n} next to {0} and {1} {p}", "{0} and {n} with {1} {p}"),
+    ("{0}, {1} and {2} {p}", "{0} next to {1} and {2} {p}", "{0} and {1} beside {2} {p}", "{0} near {1} with {2} {p}",
+     "a photo of {0}, {1} and {2} {p}"),
+)  # fmt: skip
+_NOUN_PHRASES = tuple(
+    tuple(text for text in texts if text.startswith("{0}") and " is " not in text) for texts in _SCENES
+)  # what a style can be put on: "a painting of a dog next to a car"
+_PLACES = ("", "", "", "on the grass", "in a park", "in the garden", "in a field", "on the street", "in the city", "on the sidewalk",
+           "in a parking lot", "outside a shop", "in a room", "in the kitchen", "on the floor", "on a table", "at home", "indoors",
+           "on the beach", "by the sea", "near the water", "under a tree", "in front of a white wall", "at night", "in the sun",
+           "on a plain background")  # fmt: skip
+_ADJECTIVES = ("red", "blue", "green", "yellow", "black", "white", "brown", "old", "new", "small", "big", "little", "large", "young",
+               "beautiful", "colorful", "shiny", "broken", "dark", "modern", "lonely", "nice", "clean", "dirty", "wet", "wooden",
+               "abandoned", "painted", "tiny", "favorite")  # fmt: skip
+_STYLED = ("{s} in the style of {w}", "a painting of {s} by {w}", "{s}, {w} style", "{s}, painted by {w}", "{s} by {w}",
+           "a drawing of {s} in the manner of {w}")  # fmt: skip
+_MEDIA = ("{s}", "a photo of {s}", "an oil painting of {s}", "a watercolor of {s}", "a pencil drawing of {s}", "a sketch of {s}")
+_FIGURES = ("person", "woman", "man", "figure", "couple", "model")
+
+
+def read(
+    path: Path, folder: Path | None = None, wanted: Any = None, concepts: Sequence[Concept] = (), seed: int = 0, **_: Any
+) -> Iterator[Caption]:
+    """Captions of `concepts`, text alone; `draw` makes images of the ones that were chosen.
+
+    Raises:
+        UserError: templates and card give no caption that names a concept.
+    """
+    texts = _texts(tuple(concepts), seed)
+    for number, text in enumerate(texts):
+        yield Caption(f"{number:05d}.png#0", None, text, None)
+
+
+def _texts(concepts: tuple[Concept, ...], seed: int) -> list[str]:
+    """All captions, those to forget first; each names exactly what it is meant to name, as the matcher sees it."""
+
+    def names(text: str) -> bool:
+        return any(concept.find(text) for concept in concepts)
+
+    # "an apple tree" would teach that the fruit's tree stays
+    nouns = [card.name for card in all_cards().values() if card.kind == "object" and not names(card.name)]
+    found: dict[str, None] = {}
+    for concept in concepts:
+        rng = Random(f"{seed} forget {concept.name}")
+
+        def forget(concept: Concept = concept, rng: Random = rng) -> str:
+            text = _forget(concept, nouns, rng)
+            matches, spared = concept.scan(text)
+            return text if matches and not spared else ""
+
+        texts = _collect(forget, FORGET)
+        if not texts:
+            raise UserError(
+                f"Templates give no caption that names concept {concept.name!r} in a sense that its card does not spare: "
+                "pass --concept-file with `templates:`, or --dataset."
+            )
+        found.update(dict.fromkeys(texts))
+    rng = Random(f"{seed} retain")
+    kept: list[tuple[str, Callable[[Random], str]]] = []
+    for concept in concepts:
+        kept += [(concept.kind, lambda _, word=word: word) for word in concept.neighbours]
+        # a pattern is as good as a phrase: its choices are made anew for each caption
+        kept += [(concept.kind, lambda rng, entry=entry: spoken_form(entry, nouns, rng)) for entry in concept.spared]
+
+    def retain() -> str:
+        kind, word = "object", ""
+        if kept and rng.random() < 0.6:
+            kind, choose = rng.choice(kept)
+            word = choose(rng)
+            if not word:
+                return ""
+        elif concepts:
+            kind = rng.choice(concepts).kind
+        text = _retain(kind, word, nouns, rng)
+        return "" if names(text) else text
+
+    found.update(dict.fromkeys(_collect(retain, RETAIN)))
+    return list(found)
+
+
+def _collect(make: Callable[[], str], count: int) -> list[str]:
+    """Up to `count` different texts; a concept with few words and templates gives fewer."""
+    texts: dict[str, None] = {}
+    for _ in range(count * 5):
+        text = make()
+        if text:
+            texts[text] = None
+            if len(texts) == count:
+                break
+    return list(texts)
+
+
+def _article(phrase: str) -> str:
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def _mention(noun: str, rng: Random) -> str:
+    """A noun phrase: "a bicycle", "the red bicycle", "two bicycles"."""
+    if rng.random() < 0.25:
+        noun = f"{rng.choice(_ADJECTIVES)} {noun}"
+    if is_plural(noun):
+        return f"{rng.choice(('two', 'some', 'several'))} {noun}"
+    return f"the {noun}" if rng.random() < 0.15 else _article(noun)
+
+
+def _scene(subject: str, nouns: list[str], rng: Random, templates: Sequence[Sequence[str]] = _SCENES) -> str:
+    """A caption of one to three things, of which `subject` (if any) is one."""
+    count = rng.choices((1, 2, 3), (0.4, 0.45, 0.15))[0]
+    # as photos have it, every fourth thing is somebody
+    things = [rng.choice(_PEOPLE) if rng.random() < 0.25 else _mention(noun, rng) for noun in rng.sample(nouns, count)]
+    if subject:
+        things[rng.randrange(count)] = subject
+    text = rng.choice(templates[count - 1]).format(*things, n=rng.choice(_PEOPLE), p=rng.choice(_PLACES))
+    return " ".join(text.split())
+
+
+def _finished(text: str, rng: Random) -> str:
+    """As people write captions: half as a sentence, half as a prompt."""
+    return f"{text[0].upper()}{text[1:]}." if rng.random() < 0.5 else text
+
+
+def _forget(concept: Concept, nouns: list[str], rng: Random) -> str:
+    word = concept.words[0] if rng.random() < 0.5 else rng.choice(concept.phrases)
+    is_noun = concept.kind == "nudity" and word == concept.name  # the other words are adjectives
+    if rng.random() < 0.15 and not is_noun and not is_plural(word):
+        return _finished(rng.choice(concept.templates).format(word), rng)
+    if concept.kind == "style":
+        return _finished(rng.choice(_STYLED).format(s=_scene("", nouns, rng, _NOUN_PHRASES), w=word), rng)
+    subject = word
+    if concept.kind == "object":
+        subject = _mention(word, rng)
+    elif concept.kind == "nudity" and not is_noun:
+        subject = _article(f"{word} {rng.choice(_FIGURES)}")
+    return _finished(_scene(subject, nouns, rng), rng)
+
+
+def _retain(kind: str, word: str, nouns: list[str], rng: Random) -> str:
+    if kind == "style":
+        template = rng.choice(_STYLED if word else _MEDIA)
+        return _finished(template.format(s=_scene("", nouns, rng, _NOUN_PHRASES), w=word), rng)
+    return _finished(_scene(_mention(word, rng) if word and kind == "object" else word, nouns, rng), rng)
+
+
+def draw(
+    captions: Sequence[tuple[str, str]], folder: Path, base: Base, seed: int, device: Any, progress: Progress
+) -> dict[str, str]:
+    """Draw captions with the original pipeline into ``folder/synthetic``; an image that is there already is not drawn again.
+
+    Args:
+        captions: key and text of each.
+
+    Returns:
+        The absolute path of each key's image.
+
+    Raises:
+        UserError: the base cannot be loaded, or a single image does not fit into memory.
+    """
+    from sd_erase.bases import load_pipeline
+
+    size = base.resolution
+    settings = Settings(seed, 1, base.steps, base.guidance, size, size, batch_size=base.batch_size)
+    target = (folder / IMAGES).absolute()
+    target.mkdir(parents=True, exist_ok=True)
+    weights = fingerprint(base_stamp(base), device.type, base.steps, base.guidance, size)
+    jobs, paths, stamps = [], {}, {}
+    for key, text in captions:
+        number = int(re.match(r"\d+", key)[0])  # type: ignore[index]
+        job = Job(number, text, seed * 1_000_003 % 2**31 + number)
+        paths[key] = target / job.file_name
+        stamps[job] = fingerprint(weights, text, job.seed)
+        if not is_drawn(target / job.file_name, stamps[job]):
+            jobs.append(job)
+    with progress("drawing images", len(captions)) as task:
+        task.advance(len(captions) - len(jobs))
+        if jobs:
+            pipeline = load_pipeline(base, precision(base, device)).to(device)
+            for batch, images in Batches(settings.batch_size).draw(pipeline, jobs, settings):
+                for job, image in zip(batch, images, strict=True):
+                    about = {"prompt": job.prompt, "seed": str(job.seed), "encoder": "original", "inputs": stamps[job]}
+                    save_png(image, target / job.file_name, about)
+                task.advance(len(batch))
+    return {key: str(path) for key, path in paths.items()}

@@ -1,0 +1,203 @@
+"""A pipeline's images of prompts, each from a seed of its own: how they are drawn and how they are stored."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sd_erase import bases
+from sd_erase.config import RunConfig
+from sd_erase.errors import UserError, unknown_choice
+from sd_erase.rundir import fingerprint
+
+SCHEDULERS: dict[str, str | None] = {
+    "auto": None,  # the pipeline's own
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are drawn; every number is resolved (no "default" left)."""
+
+    seed: int = 0
+    images_per_prompt: int = 8
+    steps: int = 15
+    guidance: float = 4.0
+    height: int = 64  # pixels
+    width: int = 64
+    negative_prompt: str = ""
+    scheduler: str = "auto"
+    batch_size: int = 32  # images
+    clip_skip: int = 0  # layers left out before the last, as diffusers counts: 1 reads layer -2
+
+    def __post_init__(self) -> None:
+        if self.scheduler not in SCHEDULERS:
+            raise unknown_choice("Scheduler", self.scheduler, SCHEDULERS)
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value < 8 or value % 8:
+                raise UserError(f"Image {name} {value} is no multiple of 8: pass for example {max(8, round(value / 8) * 8)}.")
+        for name in ("images_per_prompt", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"Setting generate.{name} is {getattr(self, name)}: pass 1 or more.")
+        if self.clip_skip < 0:
+            raise UserError(f"Setting generate.clip_skip is {self.clip_skip}: pass 0 or more.")
+
+    @classmethod
+    def of(cls, config: RunConfig, base: bases.Base) -> Settings:
+        """The settings of a run, with the base's defaults where the configuration names none."""
+        wanted = config.generate
+        return cls(
+            seed=config.seed,
+            images_per_prompt=wanted.images_per_prompt,
+            steps=wanted.steps or base.steps,
+            guidance=base.guidance if wanted.guidance < 0 else wanted.guidance,
+            height=wanted.height or base.resolution,
+            width=wanted.width or base.resolution,
+            negative_prompt=wanted.negative_prompt,
+            scheduler=wanted.scheduler,
+            batch_size=wanted.batch_size or base.batch_size,
+            clip_skip=wanted.clip_skip,
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    prompt_index: int
+    prompt: str
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.prompt_index:04d}-seed{self.seed}.png"
+
+
+class Batches:
+    """Images of jobs, batch by batch; where memory runs out, the batch is halved and stays so."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def draw(self, pipeline: Any, jobs: Sequence[Job], settings: Settings) -> Iterator[tuple[Sequence[Job], list[Any]]]:
+        """Yield each batch of jobs with its images."""
+        start = 0
+        while start < len(jobs):
+            batch = jobs[start : start + self.size]
+            images = None
+            try:
+                images = _draw(pipeline, batch, settings)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    raise UserError(
+                        f"One image of {settings.width} x {settings.height} pixels does not fit into the memory of "
+                        f"{pipeline.device}: pass a smaller --height and --width, or --device cpu."
+                    ) from error
+            if images is None:  # outside the handler, so that the failed attempt's tensors are free
+                self.size = len(batch) // 2
+                _empty_cache()
+                continue
+            yield batch, images
+            start += len(batch)
+
+
+def _draw(pipeline: Any, jobs: Sequence[Job], settings: Settings) -> list[Any]:
+    """The images of one batch, as PIL images."""
+    import torch
+
+    generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
+    factor = pipeline.vae_scale_factor
+    shape = (1, pipeline.unet.config.in_channels, settings.height // factor, settings.width // factor)
+    # always drawn in float32: half-precision draws differ from it
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    options = {"negative_prompt": [settings.negative_prompt] * len(jobs)} if settings.negative_prompt else {}
+    return pipeline(
+        prompt=[job.prompt for job in jobs],
+        height=settings.height,
+        width=settings.width,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        latents=noise.to(pipeline.unet.dtype),
+        generator=generators,  # for schedulers that add noise of their own
+        clip_skip=settings.clip_skip or None,
+        output_type="pil",
+        **options,
+    ).images
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def _empty_cache() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def is_drawn(path: Path, stamp: str) -> bool:
+    """Whether `path` is an image drawn from these inputs."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not stamp or not path.is_file():
+        return False
+    try:
+        with Image.open(path) as image:
+            return image.info.get("inputs") == stamp
+    except (UnidentifiedImageError, OSError, ImportError):  # ImportError: ultralytics' Image.open, where it was imported first
+        return False
+
+
+def save_png(image: Any, path: Path, text: dict[str, str]) -> None:
+    """Write a PNG with text chunks through a temporary file, so that an interruption leaves no half of it."""
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    for key, value in text.items():
+        chunks.add_text(key, value)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            image.save(stream, format="PNG", pnginfo=chunks)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def precision(base: bases.Base, device: Any) -> Any:
+    """The `torch.dtype` to draw in: half of it on a card, where a model of 64 pixels gains nothing from it."""
+    import torch
+
+    return torch.float16 if device.type == "cuda" and base.resolution > 64 else torch.float32
+
+
+def base_stamp(base: bases.Base) -> str:
+    """A fingerprint of the base's weights: its files' names, sizes and times where they are local, else its hub id."""
+    source = Path(base.source)
+    files = sorted(source.rglob("*")) if source.is_dir() else [source] if source.is_file() else []
+    wanted = [path for path in files if path.suffix in {".safetensors", ".json"}]
+    return fingerprint(
+        base.source if not files else "",
+        [[str(path.relative_to(source)), path.stat().st_size, path.stat().st_mtime_ns] for path in wanted],
+    )
