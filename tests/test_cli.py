@@ -18,7 +18,8 @@ from sd_erase.config import RunConfig, load
 from sd_erase.errors import UserError
 from sd_erase.rundir import RunDir
 
-COMMANDS = sorted(set(main.commands) - {"inspect"})
+ABOUT_NO_RUN = ("compare", "inspect", "merge")  # about files, several runs, or many
+COMMANDS = sorted(set(main.commands) - set(ABOUT_NO_RUN))
 calls: list[tuple[str, RunConfig]] = []
 failure: list[BaseException] = []
 HARVESTED = {
@@ -63,7 +64,7 @@ def invoke(*arguments: object) -> Result:
     return result
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "inspect"])
+@pytest.mark.parametrize("command", [*COMMANDS, *ABOUT_NO_RUN])
 def test_help_has_an_example_that_names_the_command(command: str) -> None:
     result = invoke(command, "--help")
     assert result.exit_code == 0
