@@ -113,7 +113,7 @@ class RobustErasure(StableDiffusionErasure):
         places = []  # row, position, and which token of the attack stands there
         for row, pair in enumerate(pairs):
             groups = (
-                span_tokens(towers.tokenizer, pair.caption, pair.spans, end) if row < ATTACKED else [range(1, PREFIX_TOKENS + 1)]
+                span_tokens(towers.tokenizer, pair.caption, pair.words, end) if row < ATTACKED else [range(1, PREFIX_TOKENS + 1)]
             )
             places += [(row, spot, min(order, PREFIX_TOKENS - 1)) for group in groups for order, spot in enumerate(group)]
         rows, positions, parts = (list(part) for part in zip(*places, strict=True))
@@ -181,4 +181,5 @@ def _with_prefix(pair: Redirect, prefix: str) -> Redirect:
         target=f"{prefix} {pair.target}",
         spans=moved(pair.spans),
         target_spans=moved(pair.target_spans),
+        words=moved(pair.words),
     )

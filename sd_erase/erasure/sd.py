@@ -35,6 +35,7 @@ class Redirect:
     target: str
     spans: tuple[tuple[int, int], ...]  # characters of `caption`
     target_spans: tuple[tuple[int, int], ...]  # characters of `target`
+    words: tuple[tuple[int, int], ...]  # characters of `caption`: the spans without an article that had to change
 
 
 _ARTICLE = re.compile(r"\b(an?|the)\s+$", re.IGNORECASE)
@@ -62,7 +63,7 @@ def redirect(caption: str, spans: list[tuple[int, int]], anchor: str) -> Redirec
         target_spans.append((length, length + len(word)))
         length += len(word)
         end = stop
-    return Redirect(caption, "".join([*pieces, caption[end:]]), tuple(own_spans), tuple(target_spans))
+    return Redirect(caption, "".join([*pieces, caption[end:]]), tuple(own_spans), tuple(target_spans), tuple(spans))
 
 
 def anchored(prompt: str, concepts: Sequence[Concept], anchors: dict[str, str]) -> str:
@@ -204,7 +205,7 @@ class StableDiffusionErasure(Stateless):
             for row, (item, pair) in enumerate(zip(moved, batch.forget, strict=True)):
                 if batch.random.random() < PSEUDO_SHARE:
                     word = self._pseudo_word(towers, str(pair.concept), batch.random)
-                    for group in span_tokens(towers.tokenizer, item.caption, item.spans, positions):
+                    for group in span_tokens(towers.tokenizer, item.caption, item.words, positions):
                         for order, position in enumerate(group):
                             rows.append(row)
                             places.append(position)
