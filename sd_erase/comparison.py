@@ -41,6 +41,7 @@ class Recipe:
         methods: name of a row -> settings that differ from the defaults, by dotted name (``{"train.objective": "paper"}``).
         seeds: of training; images are drawn from the same noise for all.
         images: images a prompt, for each group of prompts (see `probes`); a group with 0 is left out.
+        prompts: of each concept, at most; 0 takes all.
         attacked: prompts of each concept before which words are searched that bring it back (see `attacks`); 0 for none.
         settings: what all rows share, by dotted name.
         title: of the table.
@@ -50,6 +51,7 @@ class Recipe:
     methods: dict[str, dict[str, Any]]
     seeds: tuple[int, ...] = (0,)
     images: dict[str, int] = field(default_factory=lambda: {"named": 8, "unlisted": 4, "untouched": 2, "senses": 4})
+    prompts: int = 0
     attacked: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     title: str = "Erasures compared"
@@ -147,7 +149,7 @@ class _Bench:
         """Train one cell and answer the questions, or read the answers."""
         config = self.config(method, concepts, seed)
         run = self._run(method, concepts, seed)
-        inputs = fingerprint(to_dict(config), self.recipe.images)
+        inputs = fingerprint(to_dict(config), self.recipe.images, self.recipe.prompts)
         path = run.path / "probes.json"
         if (
             path.is_file()
@@ -162,7 +164,7 @@ class _Bench:
         trained = run_stage("train", config, run, self.progress)
         pipeline, detector, coherence, settings = self._shared(config)
         found = read_concepts(run)
-        groups = probes(found, trained["anchor"], bases.resolve(config.base), config.generate.prompts)
+        groups = probes(found, trained["anchor"], bases.resolve(config.base), config.generate.prompts, self.recipe.prompts)
         original = self._original(concepts, groups, found, pipeline, detector, coherence, settings)
         from sd_erase.pipeline import erased_pipeline
 

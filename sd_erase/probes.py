@@ -32,7 +32,9 @@ UNLISTED = 10  # sentences for each word
 FEATURES_AT_ONCE = 64
 
 
-def probes(concepts: Sequence[Concept], anchors: dict[str, str], base: Base, prompts: Sequence[str] = ()) -> dict[str, list[str]]:
+def probes(
+    concepts: Sequence[Concept], anchors: dict[str, str], base: Base, prompts: Sequence[str] = (), most: int = 0
+) -> dict[str, list[str]]:
     """The prompts of each group, without the groups that have none.
 
     Args:
@@ -40,23 +42,22 @@ def probes(concepts: Sequence[Concept], anchors: dict[str, str], base: Base, pro
         anchors: concept -> the phrase that takes its place.
         base: whose world the unlisted words and, where no list of prompts exists, the sentences come from.
         prompts: files of prompts that name the concepts; by default the bundled list of each.
+        most: prompts of each concept, spread over its list; 0 takes all.
 
     Raises:
         UserError: there are no prompts for a concept.
     """
     bundled = resources.names("prompts")
     is_pocket = base.source == str(POCKET_FOLDER)
-    named: list[str] = []
-    if prompts:
-        named = [prompt.text for file in prompts for prompt in read_prompts(file)]
-    else:
-        for concept in concepts:
-            if concept.name in bundled:
-                named += [prompt.text for prompt in read_prompts(concept.name)]
-            elif is_pocket:
-                named += _sentences(concept, PROMPTS)
-            else:
-                raise UserError(f"There is no list of prompts for {concept.name!r}: pass --prompts FILE.")
+    lists_of = [[prompt.text for file in prompts for prompt in read_prompts(file)]] if prompts else []
+    for concept in () if prompts else concepts:
+        if concept.name in bundled:
+            lists_of.append([prompt.text for prompt in read_prompts(concept.name)])
+        elif is_pocket:
+            lists_of.append(_sentences(concept, PROMPTS))
+        else:
+            raise UserError(f"There is no list of prompts for {concept.name!r}: pass --prompts FILE.")
+    named = [text for texts in lists_of for text in (texts[:: -(-len(texts) // most)] if most else texts)]
     lists = [prompt.text for name in bundled for prompt in read_prompts(name)]
     lists = lists[:: max(1, len(lists) // (UNTOUCHED + UNTOUCHED // 2))]  # of every list as many
     groups = {
@@ -87,7 +88,8 @@ def _sentences(concept: Concept, count: int) -> list[str]:
     number = 0
     while len(sentences) < count:
         number += 1
-        others = rng.sample([name for name in world.CLASSES if not concept.find(f"a {name}")], rng.choice((0, 1, 1, 1)))
+        strangers = [noun.name for noun in world.NOUNS if noun.label not in concept.labels]  # that a detector tells apart
+        others = rng.sample(strangers, rng.choice((0, 1, 1, 1)))
         names = [rng.choice(nouns).name, *others]
         rng.shuffle(names)
         text = world.scene_of(names, number, plain=False).caption
