@@ -227,7 +227,7 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     if len(shown) < len(listed):
         left_out = len(listed) - len(shown)
         result["warnings"].append(
-            f"{left_out} of {len(listed)} prompts were left out: the original's images of them do not show {names}."
+            f"{left_out} of {len(listed)} prompts were left out: they do not name {names}, or no image of the original shows it."
         )
     if result["control"]["search"]["prompts"]["rate"] < 0.5:
         result["warnings"].append("The control was mostly not broken: the search is too weak to say anything; pass more --steps.")
