@@ -96,9 +96,9 @@ def _mapping(header: Header, erased: Erased, place: Place) -> dict[str, tuple[st
             f"Checkpoint {header.path} has {formats.count_layers(own)} layers in its text encoder, the erased one has "
             f"{erased.layers}: pass a checkpoint of the same base."
         )
-    shapes = {key: tuple(tensor.shape) for key, tensor in erased.state().items()}
+    own_header = formats.read_header(erased.folder / "model.safetensors")
     for name, keys in mapping.items():
-        first, *rest = shapes[keys[0]]
+        first, *rest = own_header.shape(keys[0])
         expected = (len(keys) * first, *rest)
         if name.endswith("text_projection"):
             expected = expected[::-1]
@@ -155,7 +155,6 @@ def _write(
     job: Job, header: Header, places: dict[Erased, Place], mappings: dict[Erased, dict[str, tuple[str, ...]]], target: Path
 ) -> dict[str, Any]:
     owner = {name: (erased, keys) for erased, mapping in mappings.items() for name, keys in mapping.items()}
-    states = {erased: erased.state() for erased in mappings}
     entries = {
         name: {
             "dtype": entry["dtype"],
@@ -171,7 +170,7 @@ def _write(
 
         erased, keys = owner[name]
         dtype = TYPES[header.tensors[name]["dtype"]]
-        tensor = formats.joined(name, [states[erased][key] for key in keys]).to(getattr(torch, dtype))
+        tensor = formats.joined(name, [erased.tensor(key) for key in keys]).to(getattr(torch, dtype))
         if not tensor.isfinite().all():
             raise UserError(f"Tensor {name} does not fit {dtype}, the type of {header.path}: pass a checkpoint in float32.")
         return tensor
@@ -206,8 +205,12 @@ def _write(
         difference = 0.0
         back = formats.read_header(temporary)
         for erased, place in places.items():
-            found = formats.read_encoder(back, place.prefix, place.open_clip, erased.encoder.pooled)
-            apart = compare.compare(erased, {key: found[key] for key in erased.keys})
+
+            def found(erased: Erased = erased, place: Place = place) -> dict[str, Any]:
+                state = formats.read_encoder(back, place.prefix, place.open_clip, erased.encoder.pooled)
+                return {key: state[key] for key in erased.keys}
+
+            apart = compare.compare(erased, found)
             dtype = next(TYPES[entries[name]["dtype"]] for name in mappings[erased])
             if not apart <= TOLERANCE[dtype]:
                 raise UserError(f"The encoder changes by {apart:.2g} in {dtype}: pass a checkpoint in float32 with --checkpoint.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from sd_erase.export.job import TOLERANCE, Erased
 from sd_erase.formats import PREFIX
 
 
-def check(erased: Erased, found: dict[str, Any], dtype: str) -> float:
-    """The largest relative difference of the hidden states of an encoder with tensors `found` from the erased encoder's.
+def check(erased: Erased, found: Callable[[], dict[str, Any]], dtype: str) -> float:
+    """The largest relative difference of the hidden states of an encoder with the tensors `found()` from the erased encoder's.
 
     Raises:
         UserError: rounding to `dtype` changes the encoder too much.
@@ -22,10 +23,10 @@ def check(erased: Erased, found: dict[str, Any], dtype: str) -> float:
     return difference
 
 
-def compare(erased: Erased, found: dict[str, Any]) -> float:
+def compare(erased: Erased, found: Callable[[], dict[str, Any]]) -> float:
     """The same, without a limit; one encoder is in memory at a time."""
     expected = hidden_states(erased.folder, erased.state(), erased.encoder.pooled)
-    return largest_difference(expected, hidden_states(erased.folder, found, erased.encoder.pooled))
+    return largest_difference(expected, hidden_states(erased.folder, found(), erased.encoder.pooled))
 
 
 def largest_difference(expected: list[Any], found: list[Any]) -> float:

@@ -92,17 +92,17 @@ def _write_pipeline(job: Job, folder: Path) -> None:
 
 def _check_loaded(job: Job, erased: Erased, folder: Path) -> float:
     """The largest relative difference of the hidden states of what transformers loads from the erased encoder's."""
-    import torch
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    kind = CLIPTextModelWithProjection if erased.encoder.pooled else CLIPTextModel
-    with bases.loading(str(folder)):
-        # the type is converted here, because its argument has another name in transformers 4
-        model, report = kind.from_pretrained(folder, subfolder=erased.name, output_loading_info=True, use_safetensors=True)
-    if report["missing_keys"] or report["unexpected_keys"]:
-        raise RuntimeError(f"transformers does not load {folder / erased.name}: {report}")
-    model = model.to(torch.float32).eval()
-    return compare.check(erased, prefixed(model.state_dict()), job.config.export.dtype)
+    def found() -> dict[str, Any]:
+        kind = CLIPTextModelWithProjection if erased.encoder.pooled else CLIPTextModel
+        with bases.loading(str(folder)):
+            model, report = kind.from_pretrained(folder, subfolder=erased.name, output_loading_info=True, use_safetensors=True)
+        if report["missing_keys"] or report["unexpected_keys"]:
+            raise RuntimeError(f"transformers does not load {folder / erased.name}: {report}")
+        return prefixed(model.state_dict())
+
+    return compare.check(erased, found, job.config.export.dtype)
 
 
 def _measured(job: Job) -> str:

@@ -43,6 +43,10 @@ class Erased:
     def name(self) -> str:
         return self.encoder.name
 
+    def tensor(self, key: str) -> Any:
+        """One tensor. Each is mapped by itself: a mapping of the whole file would stay in memory as long as one of them does."""
+        return formats.read_tensors(self.folder / "model.safetensors", [key])[key]
+
     def state(self) -> dict[str, Any]:
         """The tensors, mapped into memory rather than read."""
         return formats.read_tensors(self.folder / "model.safetensors", self.keys)

@@ -85,10 +85,10 @@ def export_diff(config: RunConfig, run: RunDir, progress: Progress | None = None
         originals = {erased: _original(job, erased, ("weight", "bias")) for erased in job.encoders}
         tensors: dict[str, Callable[[], Any]] = {}
         for erased, original in originals.items():
-            state, place = erased.state(), _place(job, erased)
+            place = _place(job, erased)
 
-            def change(key: str, state: dict[str, Any] = state, original: dict[str, Any] = original) -> Any:
-                return state[key].float() - original[key].float()
+            def change(key: str, erased: Erased = erased, original: dict[str, Any] = original) -> Any:
+                return erased.tensor(key).float() - original[key].float()
 
             for module in linear_modules(erased.layers):
                 name = lora_name(module, place)
@@ -115,12 +115,14 @@ def _original(job: Job, erased: Erased, kinds: tuple[str, ...]) -> dict[str, Any
     """
     import torch
 
-    original, state = bases.text_encoder_state(job.base, erased.encoder), erased.state()
-    unlike = [key for key in erased.keys if key not in original or original[key].shape != state[key].shape]
+    original = bases.text_encoder_state(job.base, erased.encoder)
+    unlike = [key for key in erased.keys if key not in original or original[key].shape != erased.tensor(key).shape]
     if unlike:
         raise UserError(f"Base {job.base.name} does not fit the run's {erased.name} ({unlike[0]}): pass the run's --base.")
     carried = {f"{module}.{kind}" for module in linear_modules(erased.layers) for kind in kinds}
-    lost = [key for key in erased.keys if key not in carried and not torch.equal(original[key].float(), state[key].float())]
+    lost = [
+        key for key in erased.keys if key not in carried and not torch.equal(original[key].float(), erased.tensor(key).float())
+    ]
     if lost:
         raise UserError(
             f"A {job.config.export.to} file cannot hold the change of {len(lost)} tensors, first {lost[0]} (objective "
@@ -160,9 +162,8 @@ def _extracted(
     total, lost = 0.0, torch.zeros(1, dtype=torch.float64)
     with job.progress("singular values", sum(len(linear_modules(erased.layers)) for erased in originals)) as task:
         for erased, original in originals.items():
-            state = erased.state()
             for module in linear_modules(erased.layers):
-                change = (state[f"{module}.weight"].float() - original[f"{module}.weight"].float()).double()  # [out, in]
+                change = (erased.tensor(f"{module}.weight").float() - original[f"{module}.weight"].float()).double()  # [out, in]
                 wide = change.shape[1] > change.shape[0]
                 squares, vectors = torch.linalg.eigh(change @ change.T if wide else change.T @ change)
                 squares, vectors = squares.flip(0).clamp_min(0), vectors.flip(1)
@@ -229,9 +230,13 @@ def _write(
     }
     with written(target, size) as temporary:
         digest = save(temporary, typed, job.config.export.dtype, metadata)
-        found = formats.add_lora({erased.name: original for erased, original in originals.items()}, temporary)
-        states = {erased: {key: found[erased.name][key] for key in erased.keys} for erased in job.encoders}
-        difference = max(compare.compare(erased, state) for erased, state in states.items())
+
+        def found(erased: Erased) -> dict[str, Any]:
+            names = {each.name: original for each, original in originals.items()}
+            state = formats.add_lora(names, temporary)[erased.name]
+            return {key: state[key] for key in erased.keys}
+
+        difference = max(compare.compare(erased, lambda erased=erased: found(erased)) for erased in job.encoders)
         # an extracted LoRA differs by what its rank loses, which was judged before
         if not difference <= TOLERANCE[job.config.export.dtype] and not entry.get("residual"):
             raise UserError(f"The encoder changes by {difference:.2g} as {job.config.export.dtype}: pass --dtype float32.")

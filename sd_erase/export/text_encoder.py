@@ -47,10 +47,9 @@ def write_encoder(job: Job, erased: Erased, target: Path) -> dict[str, Any]:
     """One encoder under Hugging Face's names in the type that the settings ask for; its entry in the manifest."""
     import torch
 
-    dtype, state = job.config.export.dtype, erased.state()
-    for key in erased.keys:  # before anything is written
-        rounded(key, state[key], dtype)
-    size = sum(tensor.numel() for tensor in state.values()) * getattr(torch, dtype).itemsize
+    dtype = job.config.export.dtype
+    # all before anything is written
+    size = sum(rounded(key, erased.tensor(key), dtype).numel() for key in erased.keys) * getattr(torch, dtype).itemsize
     metadata = {
         "format": "pt",
         **modelspec(
@@ -64,8 +63,10 @@ def write_encoder(job: Job, erased: Erased, target: Path) -> dict[str, Any]:
         "sd_erase.encoder": erased.name,
     }
     with written(target, size) as temporary:
-        digest = save(temporary, {key: lambda key=key: rounded(key, state[key], dtype) for key in erased.keys}, dtype, metadata)
-        difference = compare.check(erased, read_encoder(read_header(temporary), projection=erased.encoder.pooled), dtype)
+        digest = save(
+            temporary, {key: lambda key=key: rounded(key, erased.tensor(key), dtype) for key in erased.keys}, dtype, metadata
+        )
+        difference = compare.check(erased, lambda: read_encoder(read_header(temporary), projection=erased.encoder.pooled), dtype)
     return {
         "path": str(target),
         "encoder": erased.name,
