@@ -192,6 +192,26 @@ def test_harvest_shows_counts_reasons_and_a_sample(outputs: Path) -> None:
     assert "names: 5 1 and 2 more)" in shown
 
 
+def test_data_is_another_spelling_of_dataset(outputs: Path) -> None:
+    invoke("train", "--concept", "bicycle", "--data", "synthetic")
+    assert calls[-1][1].harvest.dataset == "synthetic"
+
+
+def test_harvest_writes_prompts_where_it_is_asked_to(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def write(config: RunConfig, run: RunDir, path: Path, count: int, progress: Any) -> dict[str, Any]:
+        asked.append((path, count))
+        return {"prompts": count, "prompts_file": str(path), "warnings": ["few"]}
+
+    monkeypatch.setattr("sd_erase.pairs.write_prompts", write)
+    arguments = ("harvest", "--concept", "bicycle", "--write-prompts", "held-out.txt", "-n", 7)
+    result = invoke(*arguments)
+    assert result.stdout.splitlines()[-1] == "held-out.txt" and "Warning: few" in result.stderr
+    assert last_json(invoke(*arguments, "--json").stdout)["prompts_file"] == "held-out.txt"
+    assert asked == [(Path("held-out.txt"), 7)] * 2
+
+
 def test_train_goes_on_with_what_harvest_gathered(outputs: Path) -> None:
     invoke("harvest", "--concept", "bicycle")
     invoke("train", "--concept", "bicycle", "--steps", 3)
