@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sd_erase import bases, resources
-from sd_erase.clip import Towers, load_prefixed, load_towers, save_text_encoder
+from sd_erase import bases, formats, resources
+from sd_erase.clip import Towers, load_towers, save_text_encoder
 from sd_erase.concepts import read_concepts, write_concepts
 from sd_erase.config import RunConfig, load, override
 from sd_erase.erasure.method import Batch
@@ -80,7 +80,9 @@ def merge(runs: Sequence[RunDir], run: RunDir, config: RunConfig, progress: Prog
     rows = []
     with (progress or NoProgress())("measuring", 2 * len(runs)) as task:
         for number, part in enumerate(runs):
-            load_prefixed(towers.text, parts[number])
+            (state,) = formats.read_encoders(parts[number]).values()
+            bare = {key if key in original else key.removeprefix(formats.PREFIX): value for key, value in state.items()}
+            towers.text.load_state_dict(bare)
             for key, value in towers.text.state_dict().items():
                 total[key] += value - original[key]
             rows.append({"run": str(part), "concepts": [concept.name for concept in concepts[number]]})
