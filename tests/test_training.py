@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sd_erase import catalog
+from sd_erase import bases, catalog
 from sd_erase.config import HarvestConfig, RunConfig, TrainConfig
 from sd_erase.erasure import loop
 from sd_erase.errors import UserError
@@ -139,6 +139,16 @@ def test_the_paper_objective_lowers_the_similarity_of_the_forget_pairs(harvested
     assert set(found["weights"]) == PAPER_TERMS
     assert rows[-1]["terms"]["forgetting"] < rows[0]["terms"]["forgetting"]
     assert rows[0]["terms"]["consistency"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_loss_met_in_the_projection_alone_leaves_the_encoder_as_it_was(harvested: tuple[RunConfig, RunDir]) -> None:
+    config, run = harvested
+    found = loop.train(with_train(config, objective="projection", steps=10, learning_rate=1e-2), run)
+    first = next(row for row in read_jsonl(run.metrics) if row["step"] == 0)
+    assert found["best_validation"]["forgetting"] < first["terms"]["forgetting"] - 0.1  # CLIP forgets
+    original = load_file(bases.POCKET_FOLDER / "text_encoder" / "model.safetensors")
+    for key, value in encoder(run).items():
+        assert torch.equal(value, original[key].float()), key  # the generator does not
 
 
 def test_a_lora_is_merged_into_plain_weights(harvested: tuple[RunConfig, RunDir]) -> None:

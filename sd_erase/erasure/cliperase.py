@@ -50,6 +50,8 @@ class ProjectionOnly(CLIPErase):
     A diagnostic: CLIP's own figures say that the concept is gone, and the generator draws it as before.
     """
 
+    default_learning_rate = 3e-3  # one matrix has a longer way to go
+
     def prepare(self, towers: Towers, concepts: list[Concept], anchors: dict[str, str], both_towers: bool) -> list[Any]:
         """Train the text projection."""
         towers.clip.text_projection.weight.requires_grad_(True)
