@@ -57,7 +57,13 @@ def probes(
             lists_of.append(_sentences(concept, PROMPTS))
         else:
             raise UserError(f"There is no list of prompts for {concept.name!r}: pass --prompts FILE.")
-    named = [text for texts in lists_of for text in (texts[:: -(-len(texts) // most)] if most else texts)]
+    # a card of the user's own may know fewer words than the list uses
+    lists_of = [[text for text in texts if any(concept.find(text) for concept in concepts)] for texts in lists_of]
+    named = [text for texts in lists_of for text in (texts[:: -(-len(texts) // most)] if most and texts else texts)]
+    if not named:
+        raise UserError(
+            f"No prompt names {', '.join(concept.name for concept in concepts)}: pass --prompts with a file that does."
+        )
     lists = [prompt.text for name in bundled for prompt in read_prompts(name)]
     lists = lists[:: max(1, len(lists) // (UNTOUCHED + UNTOUCHED // 2))]  # of every list as many
     groups = {
