@@ -60,7 +60,9 @@ def fingerprint(*parts: Any) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
-            digest.update(part.read_bytes())
+            with part.open("rb") as stream:
+                while block := stream.read(1 << 20):  # an encoder of SDXL has 2.8 GB
+                    digest.update(block)
         else:
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
         digest.update(b"\0")
