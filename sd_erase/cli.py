@@ -473,7 +473,7 @@ def harvest(as_json: bool, write_prompts: Path | None, prompts_count: int, **fla
 
         return {} if write_prompts is None else pairs.write_prompts(config, run, write_prompts, prompts_count, progress)
 
-    perform(("harvest",), *begin(flags, "harvest"), as_json, write)
+    perform(("harvest",), *begin(flags, "harvest"), as_json, more=write)
 
 
 @main.command()
