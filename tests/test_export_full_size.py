@@ -79,9 +79,9 @@ def export(run: Path, *arguments: object) -> dict[str, Any]:
     began = time.perf_counter()
     command = [sys.executable, "-m", "sd_erase", "export", "--run", run, "--json", *arguments]
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    output, _ = process.stdout.read(), process.stderr.read()
+    output, errors = process.stdout.read(), process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, _
+    assert os.waitstatus_to_exitcode(status) == 0, (status, errors)
     result = json.loads(output)
     busy = usage.ru_utime + usage.ru_stime
     return {**result, "seconds": time.perf_counter() - began, "busy": busy, "memory": usage.ru_maxrss / 1024}
