@@ -614,7 +614,7 @@ def merge_command(runs: tuple[Path, ...], run_path: Path | None, output_root: Pa
     config = merged_config(parts)
     base = config.base if config.base in BASES else Path(config.base).stem
     run = RunDir(run_path) if run_path is not None else RunDir.create(output_root, "-".join(config.concepts), base)
-    if run.config.is_file():
+    if run.config.is_file() and run.read_manifest("train") is not None:
         raise UserError(f"Run {run} exists: pass another folder with --run.")
     with working_on(config, run), recorded(run, "merge", config):
         result = merge(parts, run, config, RichProgress())

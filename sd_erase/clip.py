@@ -239,6 +239,8 @@ def caption_of(phrase: str, kind: str = "object") -> str:
         return f"a painting in the style of {phrase}"
     if kind == "person" or re.match(r"(an?|the)\s", phrase):  # a user's --anchor may bring its own article
         return f"a photo of {phrase}"
+    if kind == "nudity":  # a word for how somebody is, not a thing
+        return f"a photo of a {phrase} person"
     return f"a photo of {'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 

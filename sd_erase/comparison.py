@@ -20,8 +20,10 @@ from sd_erase.attacks import stage as attacks
 from sd_erase.concepts import Concept, load_concepts, read_concepts
 from sd_erase.config import AttackConfig, RunConfig, from_dict, override, to_dict
 from sd_erase.detection import Detector, load_detector
+from sd_erase.drawing import base_stamp
 from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError
+from sd_erase.evaluation import detect_files
 from sd_erase.images import Prompt, Settings, draw, sheet
 from sd_erase.metrics.rates import wilson
 from sd_erase.probes import Coherence, answers, probes, psnr, unlisted_words
@@ -29,6 +31,7 @@ from sd_erase.progress import NoProgress, Progress
 from sd_erase.rundir import RunDir, fingerprint, read_json, write_json_atomic, write_text_atomic
 from sd_erase.stages import run_stage, write_config
 
+GROUPS = {"named", "unlisted", "untouched", "senses"}  # of `probes`, that have a number of images of their own
 REDRAWN = "anchor, other seeds"  # the floor of the Fréchet distance: the original on the same captions, from other noise
 
 
@@ -70,18 +73,40 @@ def read_recipe(path: str | Path) -> Recipe:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"Recipe {path} is not YAML ({' '.join(str(error).split())}): correct it.") from error
-    names = {item.name for item in dataclasses.fields(Recipe)}
-    if not isinstance(values, dict) or not {"concepts", "methods"} <= values.keys() <= names:
-        raise UserError(f"Recipe {path} must be a mapping with concepts and methods, and at most {', '.join(sorted(names))}.")
-    recipe = Recipe(
-        **{**values, "concepts": tuple(values["concepts"]), "seeds": tuple(values.get("seeds", (0,)))},
-    )
+    fields = {item.name: item.default for item in dataclasses.fields(Recipe)}
+    if not isinstance(values, dict) or not {"concepts", "methods"} <= values.keys() <= fields.keys():
+        raise UserError(f"Recipe {path} must be a mapping with concepts and methods, and at most {', '.join(sorted(fields))}.")
+    given = {
+        key: [value] if key in ("concepts", "seeds") and isinstance(value, (str, int)) else value for key, value in values.items()
+    }
+    given["methods"] = {name: settings or {} for name, settings in _mapping(path, given, "methods", (dict, type(None))).items()}
+    _mapping(path, given, "images", (int,))
+    _mapping(path, given, "settings", (object,))
+    for key, kind in (("concepts", str), ("seeds", int)):
+        if key in given and not (
+            isinstance(given[key], list) and given[key] and all(isinstance(item, kind) for item in given[key])
+        ):
+            raise UserError(f"Recipe {path}: {key} must be a list, not {given[key]!r}.")
+    for key in ("prompts", "attacked"):
+        if not isinstance(given.get(key, 0), int) or given.get(key, 0) < 0:
+            raise UserError(f"Recipe {path}: {key} must be a whole number, not {given[key]!r}.")
+    recipe = Recipe(**{**given, **{key: tuple(given[key]) for key in ("concepts", "seeds") if key in given}})
+    if recipe.images.keys() - GROUPS or recipe.images.get("named", 0) < 1:
+        raise UserError(f"Recipe {path}: images must give a number for named, and for none but {', '.join(sorted(GROUPS))}.")
     for method, settings in recipe.methods.items():
         try:
-            override(RunConfig(), {**recipe.settings, **(settings or {})})
+            override(RunConfig(), {**recipe.settings, **settings})
         except (KeyError, TypeError) as error:
             raise UserError(f"Recipe {path}: method {method!r} has an unknown setting {error}.") from error
     return recipe
+
+
+def _mapping(path: Path, values: dict[str, Any], key: str, kinds: tuple[type, ...]) -> dict[str, Any]:
+    """The mapping under `key` of a recipe, with values of `kinds`."""
+    found = values.get(key, {})
+    if not isinstance(found, dict) or not all(isinstance(item, kinds) for item in found.values()):
+        raise UserError(f"Recipe {path}: {key} must be a mapping, not {found!r}: see the bundled recipes.")
+    return found
 
 
 def compare(recipe: Recipe, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -132,7 +157,7 @@ class _Bench:
         values = {
             "harvest.dataset": f"pocket:{self.folder / 'scenes'}",
             **self.recipe.settings,
-            **(self.recipe.methods[method] or {}),
+            **self.recipe.methods[method],
         }
         names = [name.strip() for name in concepts.split(" + ")]
         if not values.get("concept_file"):
@@ -169,13 +194,15 @@ class _Bench:
         from sd_erase.pipeline import erased_pipeline
 
         erased = erased_pipeline(pipeline, run)
-        stamp = fingerprint(run.encoder / "text_encoder" / "model.safetensors")
+        stamp = fingerprint(self._base_stamp, run.encoder / "text_encoder" / "model.safetensors")
         cell: dict[str, Any] = {"method": method, "concepts": concepts, "seed": seed, "inputs": inputs, "groups": {}}
         for group, prompts in groups.items():
             if group == "anchor" or not self._images(group):
                 continue
             paths, captions = self._draw(erased, prompts, run.path / "probes" / group, group, settings, stamp)
-            cell["groups"][group] = answers(group, captions, detect(detector, paths), found, detector)
+            cell["groups"][group] = answers(
+                group, captions, detect_files(detector, paths, f"{group} detections", self.progress)[0], found, detector
+            )
             if group == "untouched":
                 cell["groups"][group]["psnr"] = statistics.median(psnr(self.paths[concepts, group], paths))
             if group == "named" and "anchor" in groups:
@@ -201,6 +228,7 @@ class _Bench:
             from sd_erase.pipeline import load_original
 
             base, device = bases.resolve(config.base), resources.device(config.device)
+            self._base_stamp = base_stamp(base)
             self._models = {
                 "pipeline": load_original(base, device, torch.float32),
                 "detector": load_detector(base.detector, device=device),
@@ -241,9 +269,11 @@ class _Bench:
             if not self._images(group):
                 continue
             folder = self.folder / "original" / _name(concepts) / _name(group)
-            paths, captions = self._draw(pipeline, prompts, folder, group, settings, fingerprint("original"))
+            paths, captions = self._draw(pipeline, prompts, folder, group, settings, self._base_stamp)
             self.paths[concepts, group] = paths
-            result[group] = answers(group, captions, detect(detector, paths), found, detector)
+            result[group] = answers(
+                group, captions, detect_files(detector, paths, f"{group} detections", self.progress)[0], found, detector
+            )
             if group in ("anchor", REDRAWN):
                 features = coherence.features(paths)
                 result[group]["clip_score"] = coherence.clip_score(features, captions)
@@ -272,7 +302,7 @@ class _Bench:
         labels = frozenset(label for concept in found for label in concept.labels) & detector.labels
         if concepts not in self.attacked:
             prompts = groups["named"][:: max(1, len(groups["named"]) // self.recipe.attacked)][: self.recipe.attacked]
-            folder, known = self.folder / "original" / _name(concepts) / "attack", fingerprint("original")
+            folder, known = self.folder / "original" / _name(concepts) / "attack", self._base_stamp
             latents = attacks.references(original, prompts, folder / "shown", settings, detector, labels, stamp=known)
             plain = [anchored(prompt, found, anchors) for prompt in latents]
             shown = torch.stack(list(latents.values()))
@@ -303,20 +333,6 @@ class _Bench:
                 captions.append(image.info["prompt"])
         rows = {name: [folder / path.name for path in shown] for name, folder in folders.items()}
         sheet(captions, rows, self.folder / f"contact-{_name(concepts)}.png")
-
-
-def detect(detector: Detector, paths: Sequence[Path]) -> list[list[Any]]:
-    """The detections of image files."""
-    from PIL import Image
-
-    found: list[list[Any]] = []
-    for start in range(0, len(paths), 64):
-        images = []
-        for path in paths[start : start + 64]:
-            with Image.open(path) as image:
-                images.append(image.convert("RGB"))
-        found += detector.detect(images)
-    return found
 
 
 def _name(text: str) -> str:

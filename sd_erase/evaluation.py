@@ -54,7 +54,7 @@ def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -
     for side in SIDES:
         if not all(row.get(side) for row in index):
             continue
-        found[side], blank = _detect(detector, [run.images / row[side] for row in index], f"{side} detections", progress)
+        found[side], blank = detect_files(detector, [run.images / row[side] for row in index], f"{side} detections", progress)
         if blank:
             warnings.append(f"{blank} of the {side} images are a single colour: the model overflowed (try --device cpu).")
         rows = (
@@ -197,8 +197,14 @@ def _per_prompt(
     return result
 
 
-def _detect(detector: Detector, paths: Sequence[Path], description: str, progress: Progress) -> tuple[list[list[Detection]], int]:
-    """The detections of image files, and how many of the images are one flat colour."""
+def detect_files(
+    detector: Detector, paths: Sequence[Path], description: str, progress: Progress
+) -> tuple[list[list[Detection]], int]:
+    """The detections of image files, and how many of the images are one flat colour.
+
+    Raises:
+        UserError: an image is missing or damaged.
+    """
     from PIL import Image, UnidentifiedImageError
 
     found: list[list[Detection]] = []

@@ -109,6 +109,12 @@ def test_the_bundled_recipes_can_be_read(name: str) -> None:
         ("concepts: [apple]\n", "concepts and methods"),
         ("concepts: [apple]\nmethods: {a: {train.stepps: 3}}\n", "stepps"),
         ("concepts: [apple\n", "not YAML"),
+        ("concepts: [apple]\nmethods: [a]\n", "methods must be a mapping"),
+        ("concepts: [apple]\nmethods: {a: }\nseeds: [x]\n", "seeds must be a list"),
+        ("concepts: [apple]\nmethods: {a: }\nimages: {named: x}\n", "images must be a mapping"),
+        ("concepts: [apple]\nmethods: {a: }\nimages: {nmed: 2}\n", "images must give a number for named"),
+        ("concepts: [apple]\nmethods: {a: {nosection.x: 3}}\n", "unknown setting 'nosection'"),
+        ("concepts: [apple]\nmethods: {a: }\nattacked: -1\n", "attacked must be a whole number"),
         ("concepts: [apple]\nmethods: {a: }\nimagess: 3\n", "at most"),
     ],
 )
@@ -117,6 +123,13 @@ def test_a_bad_recipe_is_refused(tmp_path: Path, text: str, words: str) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=words):
         read_recipe(path)
+
+
+def test_one_concept_and_one_seed_need_no_list(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("concepts: apple\nmethods: {a: }\nseeds: 3\n", encoding="utf-8")
+    recipe = read_recipe(path)
+    assert (recipe.concepts, recipe.seeds, recipe.methods) == (("apple",), (3,), {"a": {}})
 
 
 def test_a_concept_that_nobody_lists_has_no_unlisted_words() -> None:

@@ -98,7 +98,7 @@ def test_the_same_seed_gives_the_same_encoder_and_a_finished_stage_is_not_done_a
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("objective", ["sd", "paper"])
+@pytest.mark.parametrize("objective", ["sd", "robust", "paper"])
 def test_an_interrupted_training_resumes_to_the_same_encoder(
     harvested: tuple[RunConfig, RunDir], monkeypatch: pytest.MonkeyPatch, objective: str
 ) -> None:

@@ -17,10 +17,10 @@ from sd_erase import bases, resources
 from sd_erase.attacks.prefix import encode_images, random_prefixes, search
 from sd_erase.concepts import read_concepts
 from sd_erase.config import AttackConfig, RunConfig
-from sd_erase.detection import BATCH_SIZE, Detector
+from sd_erase.detection import Detector
 from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError
-from sd_erase.evaluation import detector_of, markdown_table, percent
+from sd_erase.evaluation import detect_files, detector_of, markdown_table, percent
 from sd_erase.images import Prompt, Settings, draw, read_prompts
 from sd_erase.metrics.rates import share
 from sd_erase.progress import NoProgress, Progress
@@ -37,16 +37,8 @@ ARMS = {"none": "the prompt alone", "random": "random words before it", "search"
 
 def shows(detector: Detector, labels: frozenset[str], paths: Sequence[Path]) -> list[bool]:
     """Whether the detector finds any of `labels` in each image file."""
-    from PIL import Image
-
-    found: list[bool] = []
-    for start in range(0, len(paths), BATCH_SIZE):
-        images = []
-        for path in paths[start : start + BATCH_SIZE]:
-            with Image.open(path) as image:
-                images.append(image.convert("RGB"))
-        found += [any(each.label in labels for each in one) for one in detector.detect(images)]
-    return found
+    found, _ = detect_files(detector, paths, "detections", NoProgress())
+    return [any(each.label in labels for each in one) for one in found]
 
 
 def references(

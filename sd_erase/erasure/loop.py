@@ -338,8 +338,8 @@ class _Trainer:
         settings = self.settings
         options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
         if self.method.only_matrices:
-            # orthogonalised steps (Jordan et al. 2024) of the size of AdamW's: on the pocket model two thirds of AdamW's error
-            # after as many steps, with half of its memory
+            # orthogonalised steps (Jordan et al. 2024) of the size of AdamW's: on the pocket model (apple, one seed) two thirds of
+            # AdamW's redirect error after as many steps, with one moment to keep in place of two
             optimizer: Any = torch.optim.Muon(self.trained, adjust_lr_fn="match_rms_adamw", **options)
         else:
             optimizer = torch.optim.AdamW(self.trained, **options)

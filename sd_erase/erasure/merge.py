@@ -68,7 +68,6 @@ def merge(runs: Sequence[RunDir], run: RunDir, config: RunConfig, progress: Prog
     Raises:
         UserError: an encoder that does not fit the base.
     """
-
     started = time.perf_counter()
     base = bases.resolve(config.base)
     towers = load_towers(base, resources.device(config.device), need_images=False)

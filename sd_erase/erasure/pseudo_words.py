@@ -33,7 +33,8 @@ def words(towers: Towers) -> torch.Tensor:
     """Ids of the tokens that are whole words of letters, one of each embedding vector."""
     import torch
 
-    table = embedding(towers.frozen_text).weight
+    weight = embedding(towers.frozen_text).weight
+    table = weight.detach().cpu().numpy()
     ids = [
         number
         for token, number in towers.tokenizer.get_vocab().items()
@@ -41,8 +42,8 @@ def words(towers: Towers) -> torch.Tensor:
     ]
     seen: dict[bytes, int] = {}
     for number in sorted(ids):
-        seen.setdefault(table[number].detach().cpu().numpy().tobytes(), number)
-    return torch.tensor(list(seen.values()), device=table.device)
+        seen.setdefault(table[number].tobytes(), number)
+    return torch.tensor(list(seen.values()), device=weight.device)
 
 
 @contextmanager

@@ -152,12 +152,13 @@ class StableDiffusionErasure(Stateless):
         self.concepts = {concept.name: concept for concept in concepts}
         self.anchors = anchors
         self.misspellings = {concept.name: _misspellings(towers, concept, anchors[concept.name]) for concept in concepts}
-        spared = [phrase for concept in concepts for phrase in concept.spared if re.fullmatch(r"[a-z' ]+", phrase)]
-        neighbours = [word for concept in concepts for word in concept.neighbours]
-        phrases = [*_told_apart(towers, concepts, [*spared, *neighbours]), *(anchor for anchor in anchors.values() if anchor)]
         self.pseudo_words: dict[str, torch.Tensor] = {}  # found when a training batch first wants some
-        kind = concepts[0].kind
-        self.protected = [caption_of(phrase, kind) for phrase in dict.fromkeys(phrases)]
+        captions = [
+            caption_of(phrase, concept.kind)
+            for concept in concepts
+            for phrase in (*_told_apart(towers, concepts, concept), *filter(None, [anchors[concept.name]]))
+        ]
+        self.protected = list(dict.fromkeys(captions))
         trained = [module.weight for module in towers.text.modules() if isinstance(module, torch.nn.Linear)]
         for weight in trained:
             weight.requires_grad_(True)
@@ -300,11 +301,14 @@ def _misspellings(towers: Towers, concept: Concept, anchor: str) -> list[str]:
     return [phrase for phrase, is_near in zip(candidates, near.tolist(), strict=True) if is_near]
 
 
-def _told_apart(towers: Towers, concepts: list[Concept], phrases: list[str]) -> list[str]:
-    """The phrases without those that the base reads as one of the words to forget: it cannot keep one and lose the other."""
-    phrases = list(dict.fromkeys(phrases))
+def _told_apart(towers: Towers, concepts: list[Concept], concept: Concept) -> list[str]:
+    """The spared phrases and neighbours of `concept` that the base does not read as one of the words to forget.
+
+    It cannot keep one and lose the other.
+    """
+    phrases = [*(phrase for phrase in concept.spared if re.fullmatch(r"[a-z' ]+", phrase)), *concept.neighbours]
     if not phrases:
         return []
-    own = _pooled(towers, [phrase for concept in concepts for phrase in concept.phrases])
+    own = _pooled(towers, [phrase for each in concepts for phrase in each.phrases])
     nearest = (_pooled(towers, phrases) @ own.T).max(-1).values
     return [phrase for phrase, cosine in zip(phrases, nearest.tolist(), strict=True) if cosine < SAME]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class TokenSwap(StableDiffusionErasure):
     """The tokens of the concept's words, and of its synonyms of one token, get the embedding of the anchor's last token."""
 
+    only_matrices = False  # a step of the other optimizer would be dense over the whole vocabulary
     default_steps = 0
     solves = True
 
