@@ -65,8 +65,9 @@ def test_embeddings_are_replaced_only_within_the_context(towers: Towers) -> None
 
 
 def test_words_of_one_vector_are_taken_once(towers: Towers) -> None:
-    ids = pseudo_words.words(towers)
-    vectors = pseudo_words.embedding(towers.frozen_text).weight[ids]
+    table = pseudo_words.embedding(towers.frozen_text).weight
+    ids = pseudo_words.vocabulary(towers.tokenizer, table)
+    vectors = table[ids]
     assert len(torch.unique(vectors, dim=0)) == len(ids) > 100
 
 

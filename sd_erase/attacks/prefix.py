@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sd_erase.config import AttackConfig
+from sd_erase.erasure.pseudo_words import vocabulary
 from sd_erase.errors import UserError
 from sd_erase.progress import NoProgress, Progress
 
@@ -49,30 +50,6 @@ class Attacked:
     def text(self) -> str:
         """What is typed."""
         return f"{self.prefix} {self.prompt}"
-
-
-def vocabulary(tokenizer: Any, embedding: torch.Tensor) -> list[int]:
-    """Ids of the tokens that a prefix may hold: whole words of letters that are typed as they are read.
-
-    Tokens that share one embedding vector with others (words that the pocket model does not know) tell nothing apart: the
-    first of them stands for all.
-
-    Args:
-        tokenizer: a CLIP tokenizer.
-        embedding: [tokens, width], the text encoder's input embeddings.
-    """
-    import torch
-
-    special = set(tokenizer.all_special_ids)
-    texts = tokenizer.batch_decode([[token] for token in range(len(embedding))])
-    words = [token for token, text in enumerate(texts) if token not in special and text.strip().isalpha()]
-    typed = tokenizer([texts[token].strip() for token in words], add_special_tokens=False, verbose=False).input_ids
-    words = [token for token, ids in zip(words, typed, strict=True) if ids == [token]]
-    _, group = torch.unique(embedding.detach().float(), dim=0, return_inverse=True)
-    first: dict[int, int] = {}
-    for token in words:
-        first.setdefault(int(group[token]), token)
-    return list(first.values())
 
 
 def random_prefixes(pipeline: Any, prompts: Sequence[str], tokens: int, seed: int) -> list[str]:

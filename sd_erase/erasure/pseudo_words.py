@@ -29,21 +29,28 @@ def embedding(text: Any) -> Any:
     return getattr(text, "text_model", text).embeddings.token_embedding
 
 
-def words(towers: Towers) -> torch.Tensor:
-    """Ids of the tokens that are whole words of letters, one of each embedding vector."""
+def vocabulary(tokenizer: Any, embedding: torch.Tensor) -> list[int]:
+    """Ids of the tokens that stand for words: whole ones of letters, which are typed as they are read.
+
+    Tokens that share one embedding vector with others (words that the pocket model does not know) tell nothing apart: the
+    first of them stands for all.
+
+    Args:
+        tokenizer: a CLIP tokenizer.
+        embedding: [tokens, width], the text encoder's input embeddings.
+    """
     import torch
 
-    weight = embedding(towers.frozen_text).weight
-    table = weight.detach().cpu().numpy()
-    ids = [
-        number
-        for token, number in towers.tokenizer.get_vocab().items()
-        if token.endswith("</w>") and token[:-4].isalpha() and token.isascii()
-    ]
-    seen: dict[bytes, int] = {}
-    for number in sorted(ids):
-        seen.setdefault(table[number].tobytes(), number)
-    return torch.tensor(list(seen.values()), device=weight.device)
+    special = set(tokenizer.all_special_ids)
+    texts = tokenizer.batch_decode([[token] for token in range(len(embedding))])
+    words = [token for token, text in enumerate(texts) if token not in special and text.strip().isalpha()]
+    typed = tokenizer([texts[token].strip() for token in words], add_special_tokens=False, verbose=False).input_ids
+    words = [token for token, ids in zip(words, typed, strict=True) if ids == [token]]
+    _, group = torch.unique(embedding.detach().float(), dim=0, return_inverse=True)
+    first: dict[int, int] = {}
+    for token in words:
+        first.setdefault(int(group[token]), token)
+    return list(first.values())
 
 
 @contextmanager
@@ -87,11 +94,12 @@ def find(towers: Towers, captions: Sequence[str], spans: Sequence[Sequence[int]]
     from sd_erase.clip import encode
 
     rng = random.Random(seed)
-    table, vocabulary = embedding(towers.frozen_text).weight.detach(), words(towers)
-    scale = table[vocabulary].square().mean().sqrt()
-    starts = torch.tensor([[rng.randrange(len(vocabulary)) for _ in range(TOKENS)] for _ in range(COUNT)])
+    table = embedding(towers.frozen_text).weight.detach()
+    words = torch.tensor(vocabulary(towers.tokenizer, table), device=table.device)
+    scale = table[words].square().mean().sqrt()
+    starts = torch.tensor([[rng.randrange(len(words)) for _ in range(TOKENS)] for _ in range(COUNT)])
     noise = torch.randn((COUNT, TOKENS, table.shape[1]), generator=torch.Generator().manual_seed(seed))
-    found = (table[vocabulary[starts.to(vocabulary.device)]] + 0.5 * scale * noise.to(table.device)).requires_grad_(True)
+    found = (table[words[starts.to(words.device)]] + 0.5 * scale * noise.to(table.device)).requires_grad_(True)
     ids = towers.tokens(captions)
     ids = ids[:, : towers.end_of(ids)]
     with torch.no_grad():

@@ -18,7 +18,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from sd_erase.clip import encode
-from sd_erase.erasure.pseudo_words import TOKENS, embedding, replaced, words
+from sd_erase.erasure.pseudo_words import TOKENS, embedding, replaced, vocabulary
 from sd_erase.erasure.sd import Redirect, StableDiffusionErasure, alignment, span_tokens
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class RobustErasure(StableDiffusionErasure):
         import torch
 
         trained = super().prepare(towers, concepts, anchors, both_towers)
-        self.table, self.vocabulary = embedding(towers.text).weight.detach(), words(towers)
+        self.table = embedding(towers.text).weight.detach()
+        self.vocabulary = torch.tensor(vocabulary(towers.tokenizer, self.table), device=self.table.device)
         self.scale = self.table[self.vocabulary].square().mean().sqrt()
         anchor = next((anchor for anchor in anchors.values() if anchor), "thing")
         self.neutral = towers.tokenizer.decode(towers.tokenizer(anchor, add_special_tokens=False).input_ids[-1:]).strip()
