@@ -165,19 +165,19 @@ def load_pipeline(base: Base, dtype: Any = None) -> Any:
 
 
 def _own_configuration(base: Base) -> dict[str, Any]:
-    """What `from_single_file` needs so as not to ask the hub: our configuration, and the vocabulary that all of CLIP shares."""
+    """What `from_single_file` needs so as not to ask the hub: our configuration, and the tokenizers."""
+    tokenizers = {encoder.tokenizer: own_tokenizer(base, encoder) for encoder in base.encoders}
+    options = {"config": str(CONFIGURATIONS / base.configuration), **tokenizers, "local_files_only": True}
+    return options if base.family == "sdxl" else {**options, "feature_extractor": None}
+
+
+def own_tokenizer(base: Base, encoder: TextEncoder) -> Any:
+    """The tokenizer of an encoder in a one-file checkpoint, which holds none: all of CLIP shares one vocabulary."""
     from transformers import CLIPTokenizer
 
     # OpenCLIP pads with its token 0, "!"; CLIP-L with its end of text
     open_clip = {place.encoder: place.open_clip for place in formats.PLACES[base.family]}
-    tokenizers = {
-        encoder.tokenizer: CLIPTokenizer.from_pretrained(
-            POCKET_FOLDER / "tokenizer", **({"pad_token": "!"} if open_clip[encoder.name] else {})
-        )
-        for encoder in base.encoders
-    }
-    options = {"config": str(CONFIGURATIONS / base.configuration), **tokenizers, "local_files_only": True}
-    return options if base.family == "sdxl" else {**options, "feature_extractor": None}
+    return CLIPTokenizer.from_pretrained(POCKET_FOLDER / "tokenizer", **({"pad_token": "!"} if open_clip[encoder.name] else {}))
 
 
 def _predicts_velocity(unet: Any) -> bool:

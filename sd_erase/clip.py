@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase.bases import Base, load_pipeline, loading
+from sd_erase import bases
+from sd_erase.bases import Base, TextEncoder, loading
 from sd_erase.concepts import Concept, common_nouns
 from sd_erase.errors import UserError
-from sd_erase.formats import prefixed
+from sd_erase.formats import PREFIX, prefixed
 
 if TYPE_CHECKING:
     import torch
@@ -30,9 +31,11 @@ class Towers:
     """
 
     base: Base
+    encoder: TextEncoder  # which of the base's
     tokenizer: Any
     text: Any  # the student CLIPTextModel
     frozen_text: Any  # the teacher, in eval mode and without gradients
+    projection: Any | None  # of the pooled state, frozen, where the denoiser reads that too
     clip: Any | None  # CLIPModel whose text_model is `text`
     frozen_clip: Any | None  # CLIPModel whose text_model is `frozen_text`
     image_processor: Any | None
@@ -41,7 +44,7 @@ class Towers:
     @property
     def layers(self) -> tuple[int, ...]:
         """The hidden layers that the denoiser reads."""
-        return self.base.encoders[0].layers
+        return self.encoder.layers
 
     def tokens(self, captions: Sequence[str]) -> torch.Tensor:
         """Token ids [captions, 77], padded and cut as the pipeline does."""
@@ -75,13 +78,18 @@ def encode(text: Any, ids: torch.Tensor, layers: Sequence[int]) -> tuple[list[to
     return states, output.pooler_output
 
 
-def save_text_encoder(text: Any, folder: Path, metadata: dict[str, str]) -> None:
-    """Write ``model.safetensors`` (prefixed keys) and ``config.json`` into `folder`, the weights through a rename."""
+def save_text_encoder(text: Any, folder: Path, metadata: dict[str, str], projection: Any | None = None) -> None:
+    """Write ``model.safetensors`` (prefixed keys) and ``config.json`` into `folder`, the weights through a rename.
+
+    Args:
+        projection: of the pooled state, where it belongs to the encoder.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / ".model.safetensors.tmp"
-    save_file(prefixed(text.state_dict()), temporary, metadata={"format": "pt", **metadata})
+    own = {} if projection is None else {"text_projection.weight": projection.weight}
+    save_file(prefixed(text.state_dict() | own), temporary, metadata={"format": "pt", **metadata})
     text.config.save_pretrained(folder)
     temporary.replace(folder / "model.safetensors")
 
@@ -129,38 +137,69 @@ def difference_from_partner(partner: Any, text: Any) -> float:
     return largest
 
 
-def load_towers(base: Base, device: Any, *, need_images: bool) -> Towers:
-    """The base's text encoder twice (student and frozen) in float32, with the CLIP partner around each.
+def build_text_encoder(folder: Path, tensors: dict[str, Any], pooled: bool) -> Any:
+    """A text encoder in float32 of the configuration in `folder`, made of `tensors` (prefixed names).
+
+    SD 2.x checkpoints keep a last block that nothing reads: blocks beyond the configuration's are left out.
+    """
+    from accelerate import init_empty_weights
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    settings = CLIPTextConfig.from_pretrained(folder)
+    with init_empty_weights():  # no second copy of the weights
+        model = (CLIPTextModelWithProjection if pooled else CLIPTextModel)(settings).eval()
+    spare = f"{PREFIX}encoder.layers.{settings.num_hidden_layers}."
+    # this version of transformers may or may not use the prefix in memory
+    with_prefix = any(key.startswith(PREFIX) for key in model.state_dict())
+    state = {
+        key if with_prefix else key.removeprefix(PREFIX): tensor.float()
+        for key, tensor in tensors.items()
+        if not key.startswith(spare)
+    }
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def _text_encoder(base: Base, encoder: TextEncoder) -> tuple[Any, Any, Any]:
+    """A base's text encoder in float32 (a CLIPTextModel), its projection where the denoiser reads it, and its tokenizer."""
+    import torch
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    with loading(base.source):
+        if base.source.endswith(".safetensors"):
+            folder = bases.CONFIGURATIONS / base.configuration / encoder.name
+            model = build_text_encoder(folder, bases.text_encoder_state(base, encoder), encoder.pooled)
+            tokenizer = bases.own_tokenizer(base, encoder)
+        else:
+            kind = CLIPTextModelWithProjection if encoder.pooled else CLIPTextModel
+            model = kind.from_pretrained(base.source, subfolder=encoder.name, dtype=torch.float32, use_safetensors=True)
+            tokenizer = CLIPTokenizer.from_pretrained(base.source, subfolder=encoder.tokenizer)
+    return (model.text_model, model.text_projection, tokenizer) if encoder.pooled else (model, None, tokenizer)
+
+
+def load_towers(base: Base, device: Any, *, need_images: bool, encoder: TextEncoder | None = None) -> Towers:
+    """One of the base's text encoders twice (student and frozen) in float32, with the CLIP partner around each.
 
     Args:
         need_images: whether a missing partner is an error; else the towers come without one.
+        encoder: which of the base's; None is the first. The others have no partner.
 
     Raises:
         UserError: the base or (if needed) its partner cannot be loaded or does not fit.
     """
     import copy
 
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    if base.family == "sdxl":
-        raise UserError(f"Base {base.name} has two text encoders: training SDXL is not offered yet; pass an SD 1.x or 2.x base.")
-    with loading(base.source):
-        if base.source.endswith(".safetensors"):
-            pipeline = load_pipeline(base)
-            text, tokenizer = pipeline.text_encoder.float(), pipeline.tokenizer
-        else:
-            import torch
-
-            text = CLIPTextModel.from_pretrained(base.source, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True)
-            tokenizer = CLIPTokenizer.from_pretrained(base.source, subfolder="tokenizer")
+    encoder = encoder or base.encoders[0]
+    text, projection, tokenizer = _text_encoder(base, encoder)
     text.eval()
     clip = processor = None
     notes: tuple[str, ...] = ()
-    try:
-        clip, processor = _load_partner(base, text)
-    except UserError:
-        if need_images:
-            raise
+    if encoder == base.encoders[0]:
+        try:
+            clip, processor = _load_partner(base, text)
+        except UserError:
+            if need_images:
+                raise
     if clip is not None:
         if clip.config.text_config.hidden_size != text.config.hidden_size:
             raise UserError(f"CLIP partner {base.clip_partner} does not fit the text encoder of {base.source}.")
@@ -172,10 +211,10 @@ def load_towers(base: Base, device: Any, *, need_images: bool) -> Towers:
         clip.text_model = text
     frozen_clip = copy.deepcopy(clip)
     frozen_text = frozen_clip.text_model if frozen_clip is not None else copy.deepcopy(text)
-    for module in (clip, frozen_clip, text, frozen_text):
+    for module in (clip, frozen_clip, text, frozen_text, projection):
         if module is not None:
             module.requires_grad_(False).eval().to(device)
-    return Towers(base, tokenizer, text, frozen_text, clip, frozen_clip, processor, notes)
+    return Towers(base, encoder, tokenizer, text, frozen_text, projection, clip, frozen_clip, processor, notes)
 
 
 def text_embeddings(clip: Any, pooled: torch.Tensor) -> torch.Tensor:

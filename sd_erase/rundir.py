@@ -98,6 +98,16 @@ class RunDir:
     report = property(lambda self: self.path / "report")
     export = property(lambda self: self.path / "export")
 
+    def training(self, encoder: str) -> tuple[Path, Path]:
+        """The checkpoints' folder and the record of one text encoder's training; the first encoder's are the run's own."""
+        if encoder == "text_encoder":
+            return self.checkpoints, self.metrics
+        return self.checkpoints / encoder, self.path / f"metrics-{encoder}.jsonl"
+
+    def lora(self, encoder: str) -> Path:
+        """The factors of a LoRA training of one text encoder."""
+        return self.encoder / ("lora.safetensors" if encoder == "text_encoder" else f"lora-{encoder}.safetensors")
+
     def manifest(self, stage: str) -> Path:
         """Where the manifest of `stage` lies ("harvest", "train", "generate", "evaluate", "report", "export-comfyui")."""
         return self.path / "manifests" / f"{stage}.json"

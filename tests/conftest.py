@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries read it: no test asks the hub, nor waits for one that does not answer
 
 from sd_erase.config import GenerateConfig, RunConfig, dump
 from sd_erase.metrics.rates import ImagePair, detection_rates, surplus

@@ -20,7 +20,8 @@ from erased import erased_run
 from ldm import _unet_name, _vae_name, encoders
 
 from sd_erase import bases, formats
-from sd_erase.export.compare import build, largest_difference
+from sd_erase.clip import build_text_encoder
+from sd_erase.export.compare import largest_difference
 
 pytestmark = pytest.mark.slow
 RANK = 8
@@ -92,7 +93,7 @@ def states(folder: Path, state: dict[str, Any], encoder: bases.TextEncoder, toke
 
     Weights are applied to the states as ComfyUI does: from those of the empty prompt on.
     """
-    model, found = build(folder, state, encoder.pooled), {}
+    model, found = build_text_encoder(folder, state, encoder.pooled), {}
     for kind, prompt in PROMPTS.items():
         weight = 1.4 if kind == "weighted" else 1.0
         text = prompt.replace("(bicycle:1.4)", "bicycle")

@@ -1,7 +1,8 @@
 """The only training loop: pairs and a method into an erased text encoder.
 
 Reads ``pairs.jsonl`` and ``concepts.json``. Writes ``metrics.jsonl`` (one line a step and one a validation),
-``checkpoints/last.safetensors`` (resumable), ``checkpoints/best.safetensors`` and ``encoder/text_encoder/``.
+``checkpoints/last.safetensors`` (resumable), ``checkpoints/best.safetensors`` and ``encoder/text_encoder/``; of a second text
+encoder (SDXL) ``metrics-text_encoder_2.jsonl``, ``checkpoints/text_encoder_2/`` and ``encoder/text_encoder_2/``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from sd_erase.clip import (
     read_pixels,
     save_text_encoder,
 )
-from sd_erase.concepts import read_concepts
+from sd_erase.concepts import Concept, read_concepts
 from sd_erase.config import RunConfig, TrainConfig, to_dict
 from sd_erase.erasure.method import Batch, Method
 from sd_erase.errors import UserError, unknown_choice
@@ -55,7 +56,8 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
 
     Returns:
         The manifest "train": objective, anchors, weights, steps, the best step with its validation terms, seconds, samples a
-        second, peak memory in MB, numbers trained, warnings.
+        second, peak memory in MB, numbers trained, warnings. What belongs to one text encoder is the first one's; ``encoders``
+        has that of each.
 
     Raises:
         UserError: no pairs, an unknown objective or weight, a base that cannot be loaded, a loss that is not finite.
@@ -74,49 +76,47 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
         [concept.to_dict() for concept in concepts],
         run.pairs,
     )
-    if run.is_complete("train", inputs) and (run.encoder / base.encoders[0].name / "model.safetensors").is_file():
+    if run.is_complete("train", inputs) and all(
+        (run.encoder / encoder.name / "model.safetensors").is_file() for encoder in base.encoders
+    ):
         return run.read_manifest("train") or {}
-    accelerator = _accelerator(config)
-    both = settings.towers == "both"
-    towers = load_towers(base, accelerator.device, need_images=method.needs_images or both)
-    anchors = {concept.name: choose_anchor(towers, concept) if concept.anchor is None else concept.anchor for concept in concepts}
-    concepts = [
-        concept
-        if concept.neighbours
-        else dataclasses.replace(concept, neighbours=choose_neighbours(towers, concept, anchors[concept.name]))
-        for concept in concepts
-    ]
-    trained = method.prepare(towers, concepts, anchors, both)
-    if settings.lora_rank:
-        trained = _with_lora(towers, settings, config.seed)
-    if settings.lora_rank and not settings.steps:
-        raise UserError(f"Objective {settings.objective} does not train, so it makes no LoRA: pass --steps, or --objective sd.")
-    if not trained:
-        raise UserError(f"Objective {settings.objective} trains no parameter of {base.name}: pass another --objective.")
-    data = _Data(pairs, towers, settings, config.seed, run, progress)
-    run.reopen("train")  # not before the input is known to be right: an encoder that is done must not be lost to a wrong flag
-    if method.solves and not settings.lora_rank:  # a LoRA must hold the whole change
-        method.solve(towers, data.sets["forget", "train"], data.sets["retain", "train"], config.seed)
-    trainer = _Trainer(
-        accelerator, towers, method, trained, settings, data, run, inputs, method.solves and not settings.lora_rank
-    )
-    trainer.fit(progress)
-    trainer.restore_best()
-    if trainer.best_loss > trainer.first_loss:
-        data.warnings.append(
-            f"No step validated better than the start ({trainer.best_loss:.3g} against {trainer.first_loss:.3g}): the training "
-            f"diverged or was too short; pass a smaller --learning-rate (now {settings.learning_rate:g}) or more --steps."
+    with_images = method.needs_images or settings.towers == "both"
+    if with_images and len(base.encoders) > 1:
+        raise UserError(
+            f"Objective {settings.objective} needs a CLIP with a vision tower for every text encoder, and {base.title}'s second "
+            "has none here: pass --objective sd or fast, and --towers text."
         )
-    (run.encoder / "lora.safetensors").unlink(missing_ok=True)  # an earlier training's
-    if settings.lora_rank:
-        _save_lora_and_merge(towers, run, settings.lora_rank)
-    metadata = {
-        "sd_erase.concept": ", ".join(concept.name for concept in concepts),
-        "sd_erase.anchor": json.dumps(anchors, ensure_ascii=False),
-        "sd_erase.base": base.name,
-        "sd_erase.config": json.dumps(to_dict(config), ensure_ascii=False),
-    }
-    save_text_encoder(towers.text, run.encoder / base.encoders[0].name, metadata)
+    accelerator = _accelerator(config)
+    anchors: dict[str, str] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    warnings: dict[str, None] = {}  # in order, each once
+    for encoder in base.encoders:  # one after the other: they share nothing but the captions, and memory holds one
+        towers = load_towers(base, accelerator.device, need_images=with_images, encoder=encoder)
+        if not anchors:  # what stands in a concept's place is the same for all of them
+            anchors = {
+                concept.name: choose_anchor(towers, concept) if concept.anchor is None else concept.anchor for concept in concepts
+            }
+            concepts = [
+                concept
+                if concept.neighbours
+                else dataclasses.replace(concept, neighbours=choose_neighbours(towers, concept, anchors[concept.name]))
+                for concept in concepts
+            ]
+        trainer = _train_encoder(config, settings, run, inputs, accelerator, towers, concepts, anchors, pairs, progress)
+        warnings |= dict.fromkeys(trainer.data.warnings)
+        metadata = {
+            "sd_erase.concept": ", ".join(concept.name for concept in concepts),
+            "sd_erase.anchor": json.dumps(anchors, ensure_ascii=False),
+            "sd_erase.base": base.name,
+            "sd_erase.config": json.dumps(to_dict(config), ensure_ascii=False),
+        }
+        save_text_encoder(towers.text, run.encoder / encoder.name, metadata, towers.projection)
+        parts[encoder.name] = {
+            "best_step": trainer.best_step,
+            "best_validation": trainer.best_terms,
+            "trained_numbers": sum(parameter.numel() for parameter in trainer.trained),
+            "samples_per_second": round(trainer.samples_per_second, 1),
+        }
     return run.complete(
         "train",
         inputs,
@@ -128,19 +128,59 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "weights": settings.weights,
             "lora_rank": settings.lora_rank,
             "steps": settings.steps,
-            "best_step": trainer.best_step,
-            "best_validation": trainer.best_terms,
+            **parts[base.encoders[0].name],
+            "encoders": parts,
             "learning_rate": settings.learning_rate,
             "batch_size": settings.batch_size,
-            "trained_numbers": sum(parameter.numel() for parameter in trained),
             "device": str(accelerator.device),
             "precision": settings.precision,
             "seconds": round(time.perf_counter() - started, 1),
-            "samples_per_second": round(trainer.samples_per_second, 1),
             "peak_memory_mb": _peak_memory(accelerator),
-            "warnings": data.warnings,
+            "warnings": list(warnings),
         },
     )
+
+
+def _train_encoder(
+    config: RunConfig,
+    settings: TrainConfig,
+    run: RunDir,
+    inputs: str,
+    accelerator: Any,
+    towers: Towers,
+    concepts: list[Concept],
+    anchors: dict[str, str],
+    pairs: list[Pair],
+    progress: Progress,
+) -> _Trainer:
+    """Train one text encoder, in place, and return the trainer, which knows how it went; goes on from its last checkpoint."""
+    name = towers.encoder.name
+    method: Method = catalog.resolve(catalog.METHODS, settings.objective, "Objective")()
+    trained = method.prepare(towers, concepts, anchors, settings.towers == "both")
+    if settings.lora_rank:
+        trained = _with_lora(towers, settings, config.seed)
+    if settings.lora_rank and not settings.steps:
+        raise UserError(f"Objective {settings.objective} does not train, so it makes no LoRA: pass --steps, or --objective sd.")
+    if not trained:
+        raise UserError(f"Objective {settings.objective} trains no parameter of {towers.base.name}: pass another --objective.")
+    data = _Data(pairs, towers, settings, config.seed, run, progress)
+    run.reopen("train")  # not before the input is known to be right: an encoder that is done must not be lost to a wrong flag
+    solves = method.solves and not settings.lora_rank  # a LoRA must hold the whole change
+    if solves:
+        method.solve(towers, data.sets["forget", "train"], data.sets["retain", "train"], config.seed)
+    trainer = _Trainer(accelerator, towers, method, trained, settings, data, *run.training(name), inputs, solves)
+    trainer.fit(progress)
+    trainer.restore_best()
+    if trainer.best_loss > trainer.first_loss:
+        of = f" of {name}" if len(towers.base.encoders) > 1 else ""
+        data.warnings.append(
+            f"No step{of} validated better than the start ({trainer.best_loss:.3g} against {trainer.first_loss:.3g}): the training "
+            f"diverged or was too short; pass a smaller --learning-rate (now {settings.learning_rate:g}) or more --steps."
+        )
+    run.lora(name).unlink(missing_ok=True)  # an earlier training's
+    if settings.lora_rank:
+        _save_lora_and_merge(towers, run.lora(name), settings.lora_rank)
+    return trainer
 
 
 def _resolved(settings: TrainConfig, method: Method, base: bases.Base) -> TrainConfig:
@@ -196,8 +236,8 @@ def _with_lora(towers: Towers, settings: TrainConfig, seed: int) -> list[Any]:
     return [parameter for parameter in towers.text.parameters() if parameter.requires_grad]
 
 
-def _save_lora_and_merge(towers: Towers, run: RunDir, rank: int) -> None:
-    """Keep the factors in ``encoder/lora.safetensors`` and add them to the linear weights, so that a plain encoder remains."""
+def _save_lora_and_merge(towers: Towers, path: Path, rank: int) -> None:
+    """Keep the factors in `path` and add them to the linear weights, so that a plain encoder remains."""
     from peft.tuners.lora import LoraLayer
     from safetensors.torch import save_file
 
@@ -210,8 +250,8 @@ def _save_lora_and_merge(towers: Towers, run: RunDir, rank: int) -> None:
     for name, module in layers:
         parent, _, child = name.rpartition(".")
         setattr(towers.text.get_submodule(parent), child, module.get_base_layer())
-    run.encoder.mkdir(parents=True, exist_ok=True)
-    save_file(factors, run.encoder / "lora.safetensors", metadata={"format": "pt", "rank": str(rank), "alpha": str(rank)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(factors, path, metadata={"format": "pt", "rank": str(rank), "alpha": str(rank)})
 
 
 def _peak_memory(accelerator: Any) -> float | None:
@@ -302,7 +342,8 @@ class _Trainer:
     trained: list[Any]
     settings: TrainConfig
     data: _Data
-    run: RunDir
+    checkpoints: Path  # a folder
+    metrics: Path
     inputs: str
     solved: bool  # whether the closed form changed the weights before the first step
     best_step: int = 0
@@ -313,11 +354,11 @@ class _Trainer:
 
     @property
     def _last(self) -> Path:
-        return self.run.checkpoints / "last.safetensors"
+        return self.checkpoints / "last.safetensors"
 
     @property
     def _best(self) -> Path:
-        return self.run.checkpoints / "best.safetensors"
+        return self.checkpoints / "best.safetensors"
 
     def _state(self) -> dict[str, torch.Tensor]:
         """What trains, by its place in `trained`."""
@@ -356,7 +397,7 @@ class _Trainer:
             task.advance(start)
             if not start:
                 rows.append(self._validate(0))
-                write_jsonl_atomic(self.run.metrics, rows)
+                write_jsonl_atomic(self.metrics, rows)
             self.first_loss = rows[0]["loss"]
             for step in range(start, settings.steps):
                 rate = schedule.get_last_lr()[0]
@@ -375,7 +416,7 @@ class _Trainer:
                 task.advance()
                 if (step + 1) % settings.validate_every == 0 or step + 1 == settings.steps:
                     rows.append(self._validate(step + 1))
-                    write_jsonl_atomic(self.run.metrics, rows)
+                    write_jsonl_atomic(self.metrics, rows)
                     groups = {"trained": self._state(), "method": self.method.state()}
                     save_checkpoint(self._last, groups, optimizer, step + 1)
 
@@ -426,14 +467,14 @@ class _Trainer:
         """The metrics so far and the step to go on from; files of other inputs, or damaged ones, are dropped."""
         from safetensors import SafetensorError
 
-        stamp = self.run.checkpoints / "inputs.txt"
-        files = (self._last, self._best, stamp, self.run.metrics)
+        stamp = self.checkpoints / "inputs.txt"
+        files = (self._last, self._best, stamp, self.metrics)
         if all(path.is_file() for path in files) and stamp.read_text(encoding="utf-8") == self.inputs:
             with contextlib.suppress(SafetensorError, KeyError, ValueError, RuntimeError):
                 start, groups = load_checkpoint(self._last, optimizer)
                 self._load_state(groups["trained"])
                 self.method.load_state(groups.get("method", {}))
-                rows = [row for row in read_jsonl(self.run.metrics) if row["step"] <= start]
+                rows = [row for row in read_jsonl(self.metrics) if row["step"] <= start]
                 for row in rows:
                     if row["split"] == "validation" and (row["step"] or self.solved) and row["loss"] < self.best_loss:
                         self.best_loss, self.best_step, self.best_terms = row["loss"], row["step"], row["terms"]

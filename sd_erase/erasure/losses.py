@@ -45,11 +45,16 @@ def consistency(original: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
     return kl_div(log_softmax(student, -1), log_softmax(original, -1), log_target=True, reduction="batchmean")
 
 
-def relative_error(student: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def spread(states: torch.Tensor) -> torch.Tensor:
+    """The variance of hidden states [batch, positions, width] about their mean over batch and positions, a scalar."""
+    return (states - states.mean((0, 1), keepdim=True)).square().mean().clamp(min=1e-8)
+
+
+def relative_error(student: torch.Tensor, target: torch.Tensor, over: torch.Tensor | None = None) -> torch.Tensor:
     """Squared error of hidden states over the target's own variance, so that one weight serves every layer and model.
 
     Args:
         student, target: [batch, positions, width].
+        over: the variance; None is the target's `spread`.
     """
-    deviation = target - target.mean((0, 1), keepdim=True)
-    return (student - target).square().mean() / deviation.square().mean().clamp(min=1e-8)
+    return (student - target).square().mean() / (spread(target) if over is None else over)

@@ -70,27 +70,38 @@ def merge(runs: Sequence[RunDir], run: RunDir, config: RunConfig, progress: Prog
     """
     started = time.perf_counter()
     base = bases.resolve(config.base)
-    towers = load_towers(base, resources.device(config.device), need_images=False)
-    parts = [run.encoder / base.encoders[0].name / "model.safetensors" for run in runs]
-    original = {key: value.clone() for key, value in towers.text.state_dict().items()}
-    total = {key: value.clone() for key, value in original.items()}
     concepts = [read_concepts(part) for part in runs]
     anchors = {name: anchor for part in runs for name, anchor in (part.read_manifest("train") or {})["anchor"].items()}
-    rows = []
-    with (progress or NoProgress())("measuring", 2 * len(runs)) as task:
-        for number, part in enumerate(runs):
-            (state,) = formats.read_encoders(parts[number]).values()
-            bare = {key if key in original else key.removeprefix(formats.PREFIX): value for key, value in state.items()}
-            towers.text.load_state_dict(bare)
-            for key, value in towers.text.state_dict().items():
-                total[key] += value - original[key]
-            rows.append({"run": str(part), "concepts": [concept.name for concept in concepts[number]]})
-            rows[-1]["alone"] = _errors(towers, concepts[number], anchors, read_pairs(part), config.seed)
-            task.advance()
-        towers.text.load_state_dict(total)
-        for number, part in enumerate(runs):
-            rows[number]["merged"] = _errors(towers, concepts[number], anchors, read_pairs(part), config.seed)
-            task.advance()
+    metadata = {
+        "sd_erase.concept": ", ".join(concept.name for group in concepts for concept in group),
+        "sd_erase.anchor": json.dumps(anchors, ensure_ascii=False),
+        "sd_erase.base": base.name,
+        "sd_erase.merged": json.dumps([str(part) for part in runs]),
+    }
+    rows: list[dict[str, Any]] = []
+    with (progress or NoProgress())("measuring", 2 * len(runs) * len(base.encoders)) as task:
+        for encoder in base.encoders:
+            towers = load_towers(base, resources.device(config.device), need_images=False, encoder=encoder)
+            original = {key: value.clone() for key, value in towers.text.state_dict().items()}
+            total = {key: value.clone() for key, value in original.items()}
+            own = [{"run": str(part), "concepts": [concept.name for concept in concepts[n]]} for n, part in enumerate(runs)]
+            if len(base.encoders) > 1:
+                own = [{**row, "encoder": encoder.name} for row in own]
+            for number, part in enumerate(runs):
+                (state,) = formats.read_encoders(part.encoder / encoder.name / "model.safetensors").values()
+                bare = {key if key in original else key.removeprefix(formats.PREFIX): value for key, value in state.items()}
+                bare.pop("text_projection.weight", None)  # never changes
+                towers.text.load_state_dict(bare)
+                for key, value in towers.text.state_dict().items():
+                    total[key] += value - original[key]
+                own[number]["alone"] = _errors(towers, concepts[number], anchors, read_pairs(part), config.seed)
+                task.advance()
+            towers.text.load_state_dict(total)
+            for number, part in enumerate(runs):
+                own[number]["merged"] = _errors(towers, concepts[number], anchors, read_pairs(part), config.seed)
+                task.advance()
+            save_text_encoder(towers.text, run.encoder / encoder.name, metadata, towers.projection)
+            rows += own
     together = [concept for group in concepts for concept in group]
     pairs = [
         pair
@@ -101,16 +112,10 @@ def merge(runs: Sequence[RunDir], run: RunDir, config: RunConfig, progress: Prog
     unique = {(pair.set, pair.key, pair.caption): pair for pair in pairs}
     write_concepts(run, together)
     write_jsonl_atomic(run.pairs, ({**vars(pair), "spans": [list(span) for span in pair.spans]} for pair in unique.values()))
-    inputs = fingerprint([str(part) for part in runs], *parts)
+    files = [part.encoder / encoder.name / "model.safetensors" for part in runs for encoder in base.encoders]
+    inputs = fingerprint([str(part) for part in runs], *files)
     harvested = (runs[0].read_manifest("harvest") or {}) | {"merged": [str(part) for part in runs]}
     run.complete("harvest", inputs, {key: value for key, value in harvested.items() if key not in ("stage", "inputs")})
-    metadata = {
-        "sd_erase.concept": ", ".join(concept.name for concept in together),
-        "sd_erase.anchor": json.dumps(anchors, ensure_ascii=False),
-        "sd_erase.base": base.name,
-        "sd_erase.merged": json.dumps([str(part) for part in runs]),
-    }
-    save_text_encoder(towers.text, run.encoder / base.encoders[0].name, metadata)
     return run.complete(
         "train",
         inputs,

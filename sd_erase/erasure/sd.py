@@ -217,11 +217,12 @@ class StableDiffusionErasure(Stateless):
         """The hidden-state terms, and the paper's three where images are at hand.
 
         ``redirect``: forget captions against the anchor's; ``preserve``: retain captions; ``protect``: spared senses,
-        neighbours and anchors; ``empty``: the empty prompt, which guidance subtracts from every image.
+        neighbours and anchors; ``empty``: the empty prompt, which guidance subtracts from every image. Where the denoiser reads
+        the pooled state too (SDXL), its projection counts as one more layer.
         """
         import torch
 
-        from sd_erase.erasure.losses import relative_error
+        from sd_erase.erasure.losses import relative_error, spread
 
         rng, layers = batch.random, towers.layers
         moved = [self.augmented(pair.caption, pair.spans, self.concepts[pair.concept], rng) for pair in batch.forget]
@@ -238,23 +239,28 @@ class StableDiffusionErasure(Stateless):
             ids, target_ids = ids[:, :end], target_ids[:, :end]
         index = torch.tensor([alignment(towers.tokenizer, item, ids.shape[1]) for item in moved], device=ids.device)
         with torch.no_grad():
-            targets, _ = encode(towers.frozen_text, target_ids, layers)
+            targets, target_pooled = encode(towers.frozen_text, target_ids, layers)
             originals, original_pooled = encode(towers.frozen_text, ids[len(moved) :], layers)
         with self._pseudo_words_in(towers, moved, ids.shape[1], batch):
             states, pooled = encode(towers.text, ids, layers)
 
-        def mean_error(first: int, last: int, wanted: list[torch.Tensor]) -> torch.Tensor:
-            errors = [relative_error(state[first:last], want) for state, want in zip(states, wanted, strict=True)]
-            return torch.stack(errors).mean()
-
-        wanted = [target.gather(1, index[..., None].expand_as(target)) for target in targets]
-        terms = {"redirect": mean_error(0, len(moved), wanted)}
-        first = len(moved)
-        for name, group in groups.items():
-            if group:
-                offset = first - len(moved)
-                terms[name] = mean_error(first, first + len(group), [state[offset : offset + len(group)] for state in originals])
-            first += len(group)
+        wanted = [
+            torch.cat([target.gather(1, index[..., None].expand_as(target)), original])
+            for target, original in zip(targets, originals, strict=True)
+        ]
+        if towers.projection is not None:  # one position of another width, all captions of the batch its spread
+            both = torch.cat([target_pooled, original_pooled])
+            wanted_pooled, own_pooled = (towers.projection(each)[:, None] for each in (both, pooled))
+            pooled_spread = spread(wanted_pooled)
+        terms, first = {}, 0
+        for name, size in {"redirect": len(moved), **{name: len(group) for name, group in groups.items()}}.items():
+            rows = slice(first, first + size)
+            if size:
+                errors = [relative_error(state[rows], want[rows]) for state, want in zip(states, wanted, strict=True)]
+                if towers.projection is not None:
+                    errors.append(relative_error(own_pooled[rows], wanted_pooled[rows], pooled_spread))
+                terms[name] = torch.stack(errors).mean()
+            first += size
         if batch.forget_images is not None:
             retained = slice(len(moved), len(moved) + len(batch.retain))
             terms |= paper_terms(towers, batch, pooled[: len(moved)], pooled[retained], original_pooled[: len(batch.retain)])

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sd_erase.clip import build_text_encoder
 from sd_erase.errors import UserError
 from sd_erase.export.job import TOLERANCE, Erased
-from sd_erase.formats import PREFIX
 
 
 def check(erased: Erased, found: Callable[[], dict[str, Any]], dtype: str) -> float:
@@ -35,26 +35,11 @@ def largest_difference(expected: list[Any], found: list[Any]) -> float:
     return max(float(((first - second).norm(dim=-1) / first.norm(dim=-1).clamp_min(1e-12)).max()) for first, second in pairs)
 
 
-def build(folder: Path, tensors: dict[str, Any], pooled: bool) -> Any:
-    """A text encoder in float32 of the configuration in `folder`, made of `tensors` (prefixed names)."""
-    from accelerate import init_empty_weights
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    settings = CLIPTextConfig.from_pretrained(folder)
-    with init_empty_weights():  # no second copy of the weights
-        model = (CLIPTextModelWithProjection if pooled else CLIPTextModel)(settings).eval()
-    # this version of transformers may or may not use the prefix in memory
-    prefixed = any(key.startswith(PREFIX) for key in model.state_dict())
-    state = {key if prefixed else key.removeprefix(PREFIX): tensor.float() for key, tensor in tensors.items()}
-    model.load_state_dict(state, assign=True)
-    return model
-
-
 def hidden_states(folder: Path, tensors: dict[str, Any], pooled: bool) -> list[Any]:
     """All hidden states [prompts, tokens, width] in float32 of an encoder with these tensors, and its pooled projection."""
     import torch
 
-    model = build(folder, tensors, pooled)
+    model = build_text_encoder(folder, tensors, pooled)
     with torch.inference_mode():
         output = model(input_ids=prompts(model.config), output_hidden_states=True)
     states = [*output.hidden_states, output.last_hidden_state]

@@ -39,16 +39,16 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     """
     job = Job.of(config, run, progress)
     rank = config.export.rank or int(job.trained.get("lora_rank") or 0) or DEFAULT_RANK
-    trained = run.encoder / "lora.safetensors"
-    exact = len(job.encoders) == 1 and trained.is_file() and rank == job.trained.get("lora_rank")
+    trained = all(run.lora(erased.name).is_file() for erased in job.encoders)
+    exact = trained and rank == job.trained.get("lora_rank")
 
     def make() -> dict[str, Any]:
         originals = {erased: _original(job, erased, ("weight",)) for erased in job.encoders}
         tensors: dict[str, Callable[[], Any]] = {}
         losses: dict[int, float] = {}
         if exact:
-            (erased,) = job.encoders
-            tensors = _trained(trained, erased, _place(job, erased))
+            for erased in job.encoders:
+                tensors |= _trained(run.lora(erased.name), erased, _place(job, erased))
             losses[rank] = 0.0
         else:
             tensors, losses = _extracted(job, originals, rank)
