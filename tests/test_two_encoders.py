@@ -13,6 +13,7 @@ from narrow import build, narrow
 from safetensors.torch import load_file
 
 from sd_erase import bases
+from sd_erase.attacks.stage import attack
 from sd_erase.captions.pocket import render
 from sd_erase.clip import encode, load_towers
 from sd_erase.config import ExportConfig, HarvestConfig, RunConfig, TrainConfig, dump
@@ -183,3 +184,10 @@ def test_what_needs_a_vision_tower_is_refused_before_anything_is_trained(folder:
     with pytest.raises(UserError, match="second has none here: pass --objective sd"):
         loop.train(config, run)
     assert not run.encoder.exists()
+
+
+def test_the_prefix_search_says_that_it_is_for_one_encoder(folder: Path, tmp_path: Path) -> None:
+    config, run = harvested(folder, tmp_path / "run", objective="fast", steps=0)
+    loop.train(config, run)
+    with pytest.raises(UserError, match="reads two text encoders"):
+        attack(config, run)

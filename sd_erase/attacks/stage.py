@@ -180,6 +180,10 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     anchors = run.require("train", "train")["anchor"]
     concepts = read_concepts(run)
     base, device = bases.resolve(config.base), resources.device(config.device)
+    if len(base.encoders) > 1:
+        raise UserError(
+            f"Base {base.name} reads two text encoders, and the search changes words for one: pass an SD 1.x or 2.x base."
+        )
     settings = Settings.of(config, base)
     files = config.attack.prompts or config.generate.prompts
     if not files:
