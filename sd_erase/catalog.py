@@ -37,6 +37,18 @@ EXPORTS = {
     "lora-diff": "sd_erase.export.lora:export_diff",
     "diffusers": "sd_erase.export.diffusers:export",
 }
+# the paper's tables and figures: each is called with (recipe, bench)
+EXPERIMENTS = {
+    "table2": "sd_erase.reproduce.tables:zero_shot",
+    "table3": "sd_erase.reproduce.tables:retrieval",
+    "table4": "sd_erase.reproduce.tables:zero_shot",
+    "table7": "sd_erase.reproduce.tables:variance",
+    "table9": "sd_erase.reproduce.tables:zero_shot",
+    "table10": "sd_erase.reproduce.tables:zero_shot",
+    "table11": "sd_erase.reproduce.tables:zero_shot",
+    "figure3": "sd_erase.reproduce.tables:proportion",
+    "cost": "sd_erase.reproduce.tables:cost",
+}
 
 
 def resolve(rows: dict[str, str], name: str, what: str) -> Any:

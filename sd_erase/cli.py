@@ -655,6 +655,78 @@ def compare_command(recipe: str, output: Path | None, as_json: bool) -> None:
         click.echo(folder / "comparison.md")
 
 
+class Change(click.ParamType):
+    """``SETTING=VALUE``, by dotted name, the value as YAML."""
+
+    name = "SETTING=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        import yaml
+
+        if isinstance(value, tuple):
+            return value
+        key, sign, text = value.partition("=")
+        if not (sign and key and text):
+            self.fail(f"{value!r} is not of the form SETTING=VALUE, for example train.steps=40.", param, ctx)
+        return key, yaml.safe_load(text)
+
+
+def bench_options(command: Any) -> Any:
+    """What `reproduce` and `sweep` have in common."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+        click.option(
+            "--set", "changes", multiple=True, type=Change(), help="Setting of all methods, such as train.steps=3; repeatable."
+        ),
+        click.option("--device", default="auto", show_default=True, type=FLAGS["device"].type, help="Where to compute."),
+        click.option(
+            "--dataset", "datasets", multiple=True, metavar="DATASET",
+            help="READER:PATH of your own data: cifar100 for the class tables, others for the caption tables; repeatable.",
+        ),
+        click.option("--base", default="pocket", show_default=True, help=FLAGS["base"].help),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@main.command("reproduce")
+@click.argument("experiments", nargs=-1, required=True, metavar="ID...")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("outputs/reproduce"), show_default=True, help="Folder.")
+@bench_options
+def reproduce_command(
+    experiments: tuple[str, ...],
+    output: Path,
+    base: str,
+    datasets: tuple[str, ...],
+    device: str,
+    changes: tuple[tuple[str, Any], ...],
+    as_json: bool,
+) -> None:
+    """Measure the CLIPErase paper's tables and figures, beside the printed figures.
+
+    ID is a table or figure of the paper (table2, figure3, ...), cost, or all. Runs are shared between them; an interrupted command
+    goes on where it was.
+
+    \b
+    Example:
+      sd-erase reproduce table2 figure3
+      sd-erase reproduce all --base sd15 --dataset cifar100:data/cifar --dataset flickr30k:data/flickr30k
+    """
+    from sd_erase.progress import RichProgress
+    from sd_erase.reproduce import names, render, reproduce
+    from sd_erase.reproduce.bench import Bench
+
+    asked = names(experiments)
+    bench = Bench(output, base, datasets, device, RichProgress())
+    results = [reproduce(name, bench, dict(changes)) for name in asked]
+    if as_json:
+        print_json({"output": str(output), "experiments": results})
+        return
+    for result in results:
+        click.echo(render(result))
+        click.echo(output / result["id"] / f"{result['id']}.md")
+
+
 @main.command("inspect")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")

@@ -14,6 +14,7 @@ from sd_erase.bases import Base, TextEncoder, loading
 from sd_erase.concepts import Concept, common_nouns
 from sd_erase.errors import UserError
 from sd_erase.formats import PREFIX, prefixed
+from sd_erase.rundir import RunDir
 
 if TYPE_CHECKING:
     import torch
@@ -105,6 +106,33 @@ def load_state(path: Path) -> dict[str, Any]:
         raise UserError(f"File {path} does not exist: run the stage that writes it again.") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"File {path} is no complete safetensors file ({error}): write it again.") from error
+
+
+def save_clip(clip: Any, path: Path) -> None:
+    """Write a whole CLIP (both towers, both projections) to `path`, through a rename."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({key: value.detach().cpu().contiguous() for key, value in clip.state_dict().items()}, temporary, {"format": "pt"})
+    temporary.replace(path)
+
+
+def load_erased_towers(base: Base, run: RunDir, device: Any) -> Towers:
+    """The towers of `base` with the student as `run` trained it; the frozen ones are the original.
+
+    Raises:
+        UserError: the run is not trained, or the base has no CLIP partner at hand.
+    """
+    run.require("train", "train")
+    towers = load_towers(base, device, need_images=True)
+    if run.clip.is_file():
+        towers.clip.load_state_dict(load_state(run.clip))
+    else:
+        state = load_state(run.encoder / base.encoders[0].name / "model.safetensors")
+        prefix = "" if any(key.startswith("text_model.") for key in towers.text.state_dict()) else "text_model."
+        towers.text.load_state_dict({key.removeprefix(prefix): value for key, value in state.items()})
+    return towers
 
 
 def _load_partner(base: Base, text: Any) -> tuple[Any, Any]:

@@ -92,6 +92,7 @@ class RunDir:
     metrics = property(lambda self: self.path / "metrics.jsonl")
     checkpoints = property(lambda self: self.path / "checkpoints")
     encoder = property(lambda self: self.path / "encoder")
+    clip = property(lambda self: self.path / "clip.safetensors")  # both towers, where more than the text encoder was trained
     images = property(lambda self: self.path / "images")
     detections = property(lambda self: self.path / "detections")
     attacks = property(lambda self: self.path / "attacks")

@@ -36,7 +36,7 @@ FOUNDATION = {
 # a stage may import itself and what stands before it; stages of one row do not know each other
 ORDER = [
     {"captions"}, {"pairs"}, {"clip", "erasure"}, {"pipeline"}, {"images"}, {"detection"}, {"metrics"}, {"audit", "evaluation"},
-    {"report", "export", "attacks", "probes"}, {"stages"}, {"demo", "comparison"}, {"cli"}, {"__main__"},
+    {"report", "export", "attacks", "probes"}, {"stages"}, {"demo", "comparison", "reproduce"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 TOGETHER = [{"clip", "erasure"}]
@@ -101,7 +101,7 @@ def test_nothing_unpickles_and_no_state_dict_is_loaded_leniently(path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "row", [*catalog.METHODS.items(), *catalog.READERS.items(), *catalog.DETECTORS.items(), *catalog.EXPORTS.items()]
+    "row", [*catalog.METHODS.items(), *catalog.READERS.items(), *catalog.DETECTORS.items(), *catalog.EXPORTS.items(), *catalog.EXPERIMENTS.items()]
 )
 def test_every_row_of_the_catalog_resolves(row: tuple[str, str]) -> None:
     name, target = row

@@ -81,8 +81,19 @@ def read(path: Path, folder: Path | None = None, wanted: Collection[str] | None 
     yield from require_some(captions, path, "CIFAR-100's train, test and meta, or parquet files")
 
 
-def _caption(label: str, position: int) -> str:
+def caption_of(label: str, position: int) -> str:
+    """The class name in the template that an image's position chooses."""
     return TEMPLATES[position % len(TEMPLATES)].format(label.replace("_", " "))
+
+
+def label_of(caption: str) -> str | None:
+    """The class name in a caption of `caption_of`, or None."""
+    # the longest template first: "a photo of the {}" is no class "the ..."
+    for template in sorted(TEMPLATES, key=len, reverse=True):
+        head = template.removesuffix("{}")
+        if caption.startswith(head):
+            return caption.removeprefix(head)
+    return None
 
 
 def _pickles(path: Path, folder: Path | None, wanted: Collection[str] | None) -> Iterator[Caption]:
@@ -115,7 +126,7 @@ def _pickles(path: Path, folder: Path | None, wanted: Collection[str] | None) ->
             if folder is not None:
                 chosen = wanted is not None and key in wanted
                 image = take_out(folder / "images", name, _png(pixels[position]) if chosen else None, file)
-            yield Caption(key, image, _caption(label, position), split)
+            yield Caption(key, image, caption_of(label, position), split)
 
 
 def _png(pixels: Any) -> bytes:
@@ -152,4 +163,4 @@ def _parquet(shards: list[Path], folder: Path | None, wanted: Collection[str] | 
             number = row["fine_label"]
             if not isinstance(number, int) or not 0 <= number < len(labels):
                 raise UserError(f"{shard}, row {position}: class {number!r} is none of its {len(labels)}: download it again.")
-            yield Caption(key, image, _caption(str(labels[number]), position), splits[shard])
+            yield Caption(key, image, caption_of(str(labels[number]), position), splits[shard])

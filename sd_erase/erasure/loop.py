@@ -26,6 +26,7 @@ from sd_erase.clip import (
     choose_neighbours,
     load_towers,
     read_pixels,
+    save_clip,
     save_text_encoder,
 )
 from sd_erase.concepts import Concept, read_concepts
@@ -111,6 +112,11 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "sd_erase.config": json.dumps(to_dict(config), ensure_ascii=False),
         }
         save_text_encoder(towers.text, run.encoder / encoder.name, metadata, towers.projection)
+        if encoder == base.encoders[0]:
+            run.clip.unlink(missing_ok=True)  # an earlier training's
+            inside = {id(parameter) for parameter in towers.text.parameters()}
+            if towers.clip is not None and not settings.lora_rank and any(id(one) not in inside for one in trainer.trained):
+                save_clip(towers.clip, run.clip)
         parts[encoder.name] = {
             "best_step": trainer.best_step,
             "best_validation": trainer.best_terms,

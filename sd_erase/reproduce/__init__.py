@@ -1,0 +1,177 @@
+"""The paper's tables and figures as commands: a recipe and an experiment into one table beside the printed one.
+
+Reads ``recipes/reproduce/ID.yaml`` (see `Recipe`). Writes ``FOLDER/ID/ID.md`` (ours and the paper's rows), ``ID.json`` and the
+figures (SVG and PNG). Runs and data are shared by all experiments and lie in ``FOLDER/bench`` (see `bench.Bench`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sd_erase import catalog, resources
+from sd_erase.config import RunConfig, override
+from sd_erase.errors import UserError
+from sd_erase.reproduce.bench import Bench
+from sd_erase.rundir import write_json_atomic, write_text_atomic
+
+PAPER = "CLIPErase: Efficient Unlearning of Visual-Textual Associations in CLIP"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One table or figure.
+
+    Attributes:
+        title: what it shows.
+        concepts: the kind of data -> its erasures, each a concept or several joined by " + ". The kinds are "classes" (single objects
+            and class names, as CIFAR-100) and "captions" (scenes with five captions, as Flickr30K).
+        methods: name of a row -> settings that differ from the defaults, by dotted name.
+        seeds: of training.
+        settings: what all rows share, by dotted name.
+        sizes: numbers that the experiment reads, such as how many items a test set has at most.
+        paper: the rows that the paper prints, under our columns' names.
+        differs: where ours and the paper's differ, and why.
+    """
+
+    title: str
+    concepts: dict[str, list[str]] = field(default_factory=dict)
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    settings: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, Any] = field(default_factory=dict)
+    paper: tuple[dict[str, Any], ...] = ()
+    differs: tuple[str, ...] = ()
+
+
+@dataclass
+class Experiment:
+    """What an experiment found.
+
+    Attributes:
+        columns: keys of the rows, in the order in which they are shown.
+        rows: one mapping a line; numbers are shown with two digits, a missing key as a dash.
+        figures: files inside the experiment's folder, each as SVG and PNG (the SVG is named).
+        notes: how it was measured.
+    """
+
+    columns: list[str]
+    rows: list[dict[str, Any]]
+    figures: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_recipe(name: str, changes: dict[str, Any] | None = None) -> Recipe:
+    """The recipe of a table or figure.
+
+    Args:
+        name: a row of `catalog.EXPERIMENTS`, or the path of a YAML file.
+        changes: settings by dotted name (``train.steps``) that every method gets, and sizes (``sizes.test``).
+
+    Raises:
+        UserError: no such file, not YAML, or an unknown key or setting.
+    """
+    import yaml
+
+    path = resources.find("recipes", f"reproduce/{name}" if name in catalog.EXPERIMENTS else name)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"Recipe {path} is not YAML ({' '.join(str(error).split())}): correct it.") from error
+    known = {item.name: item for item in dataclasses.fields(Recipe)}
+    if not isinstance(values, dict) or "title" not in values or values.keys() - known.keys():
+        raise UserError(f"Recipe {path} must be a mapping with a title, and at most {', '.join(sorted(known))}.")
+    for key, kind in {"seeds": list, "paper": list, "differs": list, "concepts": dict, "methods": dict, "settings": dict}.items():
+        if not isinstance(values.get(key, kind()), kind):
+            what = "list" if kind is list else "mapping"
+            raise UserError(f"Recipe {path}: {key} must be a {what}, not {values[key]!r}: see the bundled recipes.")
+        if kind is list and key in values:
+            values[key] = tuple(values[key])
+    values["methods"] = {name: settings or {} for name, settings in (values.get("methods") or {}).items()}
+    for dotted, value in (changes or {}).items():
+        target, key = ("sizes", dotted[6:]) if dotted.startswith("sizes.") else ("settings", dotted)
+        values.setdefault(target, {})[key] = value
+        if target == "settings":  # what the user asks for goes before what a method's row says
+            for settings in values["methods"].values():
+                settings.pop(key, None)
+    recipe = Recipe(**values)
+    for method, settings in recipe.methods.items():
+        try:
+            override(RunConfig(), {**recipe.settings, **settings})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"Recipe {path}: method {method!r} has an unknown setting {error}.") from error
+    return recipe
+
+
+def names(asked: Sequence[str]) -> list[str]:
+    """The experiments that `asked` names; "all" stands for every one."""
+    return list(catalog.EXPERIMENTS) if "all" in asked else list(dict.fromkeys(asked))
+
+
+def reproduce(name: str, bench: Bench, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run one experiment and write its table.
+
+    Args:
+        name: a row of `catalog.EXPERIMENTS`.
+        bench: where it runs; what earlier experiments trained and measured is used again.
+        changes: see `read_recipe`.
+
+    Returns:
+        What ``ID.json`` holds.
+
+    Raises:
+        UserError: no such experiment, a wrong recipe, or data that do not fit.
+    """
+    experiment = catalog.resolve(catalog.EXPERIMENTS, name, "Experiment")
+    recipe = read_recipe(name, changes)
+    started = time.perf_counter()
+    bench.experiment_folder = bench.folder / name
+    found: Experiment = experiment(recipe, bench)
+    result = {
+        "id": name,
+        "title": recipe.title,
+        "base": bench.base.name,
+        "data": bench.specs,
+        "columns": found.columns,
+        "rows": found.rows,
+        "paper": list(recipe.paper),
+        "figures": [str(path.relative_to(bench.experiment_folder)) for path in found.figures],
+        "notes": found.notes,
+        "differs": list(recipe.differs),
+        "seconds": round(time.perf_counter() - started, 1),
+        "recipe": dataclasses.asdict(recipe),
+    }
+    write_text_atomic(bench.experiment_folder / f"{name}.md", render(result))
+    write_json_atomic(bench.experiment_folder / f"{name}.json", result)
+    return result
+
+
+def render(result: dict[str, Any]) -> str:
+    """An experiment as Markdown: ours, then the paper's rows, the figures and the notes."""
+    lines = [f"# {result['title']}", "", f"Measured on base {result['base']} (`sd-erase reproduce {result['id']}`)."]
+    if result["rows"]:
+        lines += ["", *_table(result["columns"], result["rows"])]
+    if result["paper"]:
+        lines += ["", "As the paper prints it:", "", *_table(result["columns"], result["paper"])]
+    for figure in result["figures"]:
+        lines += ["", f"![{result['title']}]({figure})"]
+    for title, entries in (("How it was measured", result["notes"]), ("Where it differs from the paper", result["differs"])):
+        if entries:
+            lines += ["", f"{title}:", "", *(f"- {entry}" for entry in entries)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:
+    shown = [column for column in columns if any(row.get(column) is not None for row in rows)]
+    head = ["| " + " | ".join(shown) + " |", "| --- " * len(shown) + "|"]
+    return head + ["| " + " | ".join(_cell(row.get(column)) for column in shown) + " |" for row in rows]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

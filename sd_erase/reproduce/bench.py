@@ -1,0 +1,223 @@
+"""What all experiments share: a base, its data with a test split, and trained runs that are found again.
+
+In its folder: ``bench/data/{classes,captions}/`` (the pocket base's own data), ``bench/pairs/`` and ``bench/runs/`` (ordinary runs;
+the name ends in a hash of the settings, so that two tables that ask for the same run get the same one).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sd_erase import bases, resources
+from sd_erase.captions import cifar100, open_dataset
+from sd_erase.concepts import Concept, load_concepts
+from sd_erase.config import RunConfig, from_dict, override, to_dict
+from sd_erase.errors import UserError, unknown_choice
+from sd_erase.pairs import Pair, read_pairs
+from sd_erase.progress import NoProgress, Progress
+from sd_erase.rundir import RunDir, fingerprint, read_json, write_json_atomic, write_jsonl_atomic
+from sd_erase.stages import run_stage, write_config
+
+if TYPE_CHECKING:
+    from sd_erase.clip import Towers
+
+SIDES = ("classes", "captions")
+CLASS_SCENES = {"train": 100, "validation": 40, "test": 50}  # of each class
+CAPTION_SCENES = {"train": 2000, "validation": 400, "test": 1000}
+FIRST_SEED = 8_000_000  # scenes that no component of the pocket model was trained on, and that `--dataset pocket` does not hold
+
+
+class Bench:
+    """A base, two data sets and the runs trained on them.
+
+    Args:
+        folder: where everything goes; what is there is not made again.
+        base: name or path of the base (see `bases.resolve`).
+        datasets: ``READER:PATH`` of a user's data; one of cifar100 takes the place of the classes, others that of the captions.
+            Without any, the pocket base's own scenes.
+        device: where to compute.
+        progress: told of each stage.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        base: str = "pocket",
+        datasets: Sequence[str] = (),
+        device: str = "auto",
+        progress: Progress | None = None,
+    ):
+        self.folder, self.base_name, self.base = Path(folder), base, bases.resolve(base)
+        self.device, self.progress = device, progress or NoProgress()
+        self.experiment_folder = self.folder  # where the experiment under way puts its figures
+        self.specs = dict.fromkeys(SIDES, "pocket")
+        for spec in datasets:
+            self.specs["classes" if spec.partition(":")[0] == "cifar100" else "captions"] = spec
+        self._towers: dict[str, Towers] = {}
+
+    # data
+
+    def dataset(self, side: str) -> str:
+        """``READER:PATH`` of "classes" or "captions"; the pocket's scenes are rendered on first use.
+
+        Raises:
+            UserError: an unknown side.
+        """
+        if side not in SIDES:
+            raise unknown_choice("Data of a recipe", side, SIDES)
+        if self.specs[side] != "pocket":
+            return self.specs[side]
+        folder = self.folder / "bench" / "data" / side
+        listing = folder / "metadata.jsonl"
+        if not listing.is_file():
+            write_jsonl_atomic(listing, render_scenes(side, folder, self.progress))
+        return f"jsonl:{listing}"
+
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, as they stand in the captions."""
+        found = {cifar100.label_of(caption.text) for caption in self._captions("classes")}
+        if None in found:
+            raise UserError(f"Data set {self.dataset('classes')} is no set of classes: pass --dataset cifar100:PATH.")
+        return tuple(sorted(found))
+
+    def _captions(self, side: str) -> Any:
+        return open_dataset(self.dataset(side), self.base, self.folder / "bench" / "data" / side)
+
+    def concepts(self, concepts: str) -> list[Concept]:
+        """The cards of ``"woman + man"``."""
+        return load_concepts(from_dict({"concepts": _split(concepts)}))
+
+    def pairs(self, concepts: str, side: str = "classes", seed: int = 0, **settings: Any) -> dict[tuple[str, str], list[Pair]]:
+        """Harvested pairs by (set, split): ("forget" or "retain", "train", "validation" or "test").
+
+        The test pairs are the data set's own test split, or else all images that no training or validation pair shows. An image
+        belongs to the forget set where any of its captions names a concept.
+
+        Args:
+            concepts: a concept, or several joined by " + ".
+            settings: of the harvest, by dotted name.
+        """
+        config = self.config(concepts, side, seed, settings)
+        run = RunDir(
+            self.folder / "bench" / "pairs" / f"{side}-{_name(concepts)}-{fingerprint(to_dict(config.harvest), seed)[:8]}"
+        )
+        self._stage("harvest", config, run)
+        found: dict[tuple[str, str], list[Pair]] = {
+            (name, split): [] for name in ("forget", "retain") for split in ("train", "validation", "test")
+        }
+        used = set()
+        for pair in read_pairs(run):
+            found[pair.set, pair.split].append(pair)
+            used.add(pair.key.rpartition("#")[0] or pair.key)
+        captions = [caption for caption in self._captions(side) if caption.image]
+        own = [caption for caption in captions if caption.split == "test"]
+        if not own:
+            own = [caption for caption in captions if caption.image_key not in used]
+        selected = self.concepts(concepts)
+        hits = {caption.key: tuple(match for concept in selected for match in concept.find(caption.text)) for caption in own}
+        forgotten = {caption.image_key for caption in own if hits[caption.key]}
+        for caption in own:
+            name = "forget" if caption.image_key in forgotten else "retain"
+            spans = tuple((match.start, match.end) for match in hits[caption.key])
+            found[name, "test"].append(Pair(caption.key, caption.image, caption.text, name, "test", None, spans, "test"))
+        return found
+
+    # runs
+
+    def config(self, concepts: str, side: str, seed: int, settings: dict[str, Any]) -> RunConfig:
+        """The settings of a run."""
+        base = {"base": self.base_name, "seed": seed, "device": self.device, "concepts": _split(concepts)}
+        return override(from_dict(base), {"harvest.dataset": self.dataset(side), **settings})
+
+    def run(self, settings: dict[str, Any], concepts: str, seed: int = 0, side: str = "classes") -> RunDir:
+        """The trained run of these settings: harvested and trained by the ordinary stages, or found.
+
+        Args:
+            settings: by dotted name, such as ``{"train.objective": "paper", "train.towers": "both"}``.
+            concepts: a concept, or several joined by " + ".
+        """
+        config = self.config(concepts, side, seed, settings)
+        key = {**to_dict(config), "device": None, "generate": None, "evaluate": None, "attack": None, "export": None}
+        key["harvest"] = {**key["harvest"], "dataset": self.specs[side]}
+        name = f"{side}-{_name(concepts)}-{_name(config.train.objective)}-seed{seed}-{fingerprint(key, self.base.source)[:8]}"
+        run = RunDir(self.folder / "bench" / "runs" / name)
+        if run.read_manifest("train") is None:
+            self._stage("harvest", config, run)
+            self._stage("train", config, run)
+            shutil.rmtree(run.checkpoints, ignore_errors=True)  # resumable states of a training that is over
+            shutil.rmtree(run.cache, ignore_errors=True)
+        return run
+
+    def _stage(self, stage: str, config: RunConfig, run: RunDir) -> None:
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_config(config, run)
+        run_stage(stage, config, run, self.progress)
+
+    def original(self) -> Towers:
+        """The base's own CLIP."""
+        if "original" not in self._towers:
+            from sd_erase.clip import load_towers
+
+            self._towers["original"] = load_towers(self.base, resources.device(self.device), need_images=True)
+        return self._towers["original"]
+
+    def towers(self, run: RunDir) -> Towers:
+        """The erased CLIP of a run, both towers; the frozen copies beside it are the original."""
+        from sd_erase.clip import load_erased_towers
+
+        return load_erased_towers(self.base, run, resources.device(self.device))
+
+    def measured(self, run: RunDir | None, name: str, inputs: Any, measure: Callable[[Towers], Any]) -> Any:
+        """``measure(towers of run)``, kept beside the run and not computed again for the same inputs; None is the original."""
+        folder = run.path if run is not None else self.folder / "bench" / "original"
+        path = folder / "measures" / f"{name}-{fingerprint(inputs, self.base.source)[:8]}.json"
+        if not path.is_file():
+            write_json_atomic(path, measure(self.towers(run) if run is not None else self.original()))
+        return read_json(path)
+
+
+def render_scenes(side: str, folder: Path, progress: Progress) -> list[dict[str, Any]]:
+    """Draw the pocket's data of one side into ``folder/images`` and return its lines for the jsonl reader.
+
+    "classes": one object an image, its class name in one of CIFAR-100's templates. "captions": scenes of up to three objects
+    with five captions each. The scenes of one cast (see `world.sample_scene`) share a split.
+    """
+    from sd_erase.captions.pocket import CAPTIONS
+    from sd_erase.pocket import world
+
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    plan: list[tuple[str, Any, list[str]]] = []
+    number = FIRST_SEED
+    if side == "classes":
+        for label in world.CLASSES:
+            for split, count in CLASS_SCENES.items():
+                for _ in range(count):
+                    caption = cifar100.caption_of(label, number)
+                    plan.append((split, world.scene_of([label], number), [caption]))
+                    number += 1
+    else:
+        for split, count in CAPTION_SCENES.items():
+            for _ in range(count):
+                scene = world.sample_scene(number, noise=False)
+                plan.append((split, scene, [scene.caption, *world.captions_of(scene, CAPTIONS - 1)]))
+                number += 1
+    rows = []
+    with progress("rendering scenes", len(plan)) as task:
+        for split, scene, captions in plan:
+            name = f"images/{scene.seed:08d}.jpg"
+            world.render(scene)[0].save(folder / name, quality=95, subsampling=0)
+            rows.append({"image": name, "captions": captions, "split": split})
+            task.advance()
+    return rows
+
+
+def _split(concepts: str) -> list[str]:
+    return [name.strip() for name in concepts.split(" + ")]
+
+
+def _name(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")[:60]
