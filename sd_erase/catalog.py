@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import Any
 
-from sd_erase.errors import unknown_choice
+from sd_erase.errors import UserError, unknown_choice
 
 METHODS = {
     "sd": "sd_erase.erasure.sd:StableDiffusionErasure",
@@ -14,6 +16,11 @@ METHODS = {
     "projection": "sd_erase.erasure.cliperase:ProjectionOnly",
     "fast": "sd_erase.erasure.fast:ClosedForm",
     "token": "sd_erase.erasure.token_swap:TokenSwap",
+    "ga": "sd_erase.erasure.gradient_ascent:GradientAscent",
+    "graddiff": "sd_erase.erasure.grad_diff:GradientDifference",
+    "kl": "sd_erase.erasure.kl:KLMinimization",
+    "emmn": "sd_erase.erasure.emmn:ErrorNoise",
+    "finetune": "sd_erase.erasure.finetune:FineTune",
 }
 READERS = {
     "pocket": "sd_erase.captions.pocket:read",
@@ -52,8 +59,21 @@ EXPERIMENTS = {
 
 
 def resolve(rows: dict[str, str], name: str, what: str) -> Any:
-    """The object behind row `name`; an unknown name raises a `UserError` that lists the rows."""
-    if name not in rows:
+    """The object behind row `name`, or behind a "module:object" of the user's own.
+
+    Raises:
+        UserError: an unknown name, which lists the rows, or a module that cannot be imported.
+    """
+    if name not in rows and ":" not in name:
         raise unknown_choice(what, name, rows)
-    module, attribute = rows[name].split(":")
-    return getattr(importlib.import_module(module), attribute)
+    module, attribute = rows.get(name, name).split(":", 1)
+    if name in rows:
+        return getattr(importlib.import_module(module), attribute)
+    if os.getcwd() not in sys.path:  # a file in the working folder; an installed `sd-erase` does not look there
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{what} {name!r} cannot be imported ({error}): pass MODULE:CLASS of a module that is installed."
+        ) from error

@@ -37,6 +37,13 @@ class DeviceName(click.Choice):
         return value if re.fullmatch(r"cuda:\d+", value) else super().convert(value, param, ctx)
 
 
+class Objective(click.Choice):
+    """A row of `catalog.METHODS`, or MODULE:CLASS of the user's own."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value if re.fullmatch(r"[\w.]+:\w+", value) else super().convert(value, param, ctx)
+
+
 class TermWeight(click.ParamType):
     """``TERM=VALUE``, the weight of one loss term."""
 
@@ -88,8 +95,8 @@ FLAGS: dict[str, Flag] = {
     "harvest.exclude": Flag("Word whose captions are left out of both sets, such as one to test on; repeatable.", metavar="WORD"),
     "train.objective": Flag(
         "sd: what the denoiser reads; robust: sd against an adversary; fast: closed form; paper: the published loss; "
-        "projection and token: for comparison only.",
-        click.Choice(list(catalog.METHODS)),
+        "projection, token, ga, graddiff, kl, emmn and finetune: for comparison only; or MODULE:CLASS of your own.",
+        Objective(list(catalog.METHODS)),
     ),
     "train.towers": Flag("CLIP towers to train; only the text tower is exported.", click.Choice(["text", "both"])),
     "train.steps": Flag("Training steps; 0 takes the objective's default.", COUNT),
@@ -725,6 +732,63 @@ def reproduce_command(
     for result in results:
         click.echo(render(result))
         click.echo(output / result["id"] / f"{result['id']}.md")
+
+
+@main.command("sweep")
+@click.option("--concept", "concepts", multiple=True, required=True, metavar="NAME", help="Concept to erase; repeatable.")
+@click.option(
+    "--over",
+    multiple=True,
+    required=True,
+    metavar="SETTING=V1,V2|LOW..HIGH",
+    help="Setting to search over, by dotted name; repeatable.",
+)
+@click.option(
+    "--random", "number", type=POSITIVE, default=None, help="Try N random points instead of the whole grid.", metavar="N"
+)
+@click.option(
+    "--data",
+    "side",
+    type=click.Choice(["classes", "captions"]),
+    default="classes",
+    show_default=True,
+    help="Judge on single objects and class names, or on captions.",
+)
+@click.option("--seed", type=COUNT, default=0, show_default=True, help="Seed of the training and of the random points.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("outputs/sweep"), show_default=True, help="Folder.")
+@bench_options
+def sweep_command(
+    concepts: tuple[str, ...],
+    over: tuple[str, ...],
+    number: int | None,
+    side: str,
+    seed: int,
+    output: Path,
+    base: str,
+    datasets: tuple[str, ...],
+    device: str,
+    changes: tuple[tuple[str, Any], ...],
+    as_json: bool,
+) -> None:
+    """Search settings, and plot forgetting against retention, both CLIP's own on the validation split.
+
+    \b
+    Example:
+      sd-erase sweep --concept apple --set train.objective=paper --over train.learning_rate=1e-4,3e-4 --over train.weights.forgetting=1,3
+      sd-erase sweep --concept apple --over train.learning_rate=1e-5..1e-3 --random 8
+    """
+    from sd_erase.progress import RichProgress
+    from sd_erase.reproduce.bench import Bench
+    from sd_erase.reproduce.sweep import read_axis, render, sweep
+
+    axes = [read_axis(text) for text in over]
+    bench = Bench(output, base, datasets, device, RichProgress())
+    result = sweep(bench, " + ".join(concepts), side, dict(changes), axes, number or 0, seed)
+    if as_json:
+        print_json({"output": str(output / "sweep.md"), **result})
+    else:
+        click.echo(render(result))
+        click.echo(output / "sweep.md")
 
 
 @main.command("inspect")

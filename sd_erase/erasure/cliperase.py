@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sd_erase.erasure.method import Batch, Stateless, paper_terms
+from sd_erase.erasure.method import Batch, paper_terms
+from sd_erase.erasure.pairwise import Pairwise
 
 if TYPE_CHECKING:
     import torch
@@ -13,22 +14,10 @@ if TYPE_CHECKING:
     from sd_erase.concepts import Concept
 
 
-class CLIPErase(Stateless):
+class CLIPErase(Pairwise):
     """The paper's objective, as a reference: it sees the pooled embedding only, not what the denoiser reads."""
 
-    needs_images = True
-    only_matrices = False
-    solves = False
-    default_steps = 120
-    default_learning_rate = 3e-4
     default_weights = {"forgetting": 1.0, "retention": 1.0, "consistency": 1.0}
-
-    def prepare(self, towers: Towers, concepts: list[Concept], anchors: dict[str, str], both_towers: bool) -> list[Any]:
-        """Train the whole text tower, or both towers with their projections; the temperature stays."""
-        trained = towers.clip if both_towers else towers.text
-        trained.requires_grad_(True)
-        towers.clip.logit_scale.requires_grad_(False)
-        return [value for value in trained.parameters() if value.requires_grad]
 
     def losses(self, towers: Towers, batch: Batch) -> dict[str, torch.Tensor]:
         """`forgetting` (eq. 2), `retention` (eq. 3), `consistency` (eq. 4)."""

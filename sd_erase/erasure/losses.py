@@ -45,6 +45,20 @@ def consistency(original: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
     return kl_div(log_softmax(student, -1), log_softmax(original, -1), log_target=True, reduction="batchmean")
 
 
+def prediction_divergence(original: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+    """KL divergence from the original's to the student's predictions, image to text and text to image (as Maini et al. 2024).
+
+    Args:
+        original, student: similarities times the inverse temperature [images, texts].
+    """
+    from torch.nn.functional import kl_div, log_softmax
+
+    def one_way(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        return kl_div(log_softmax(after, -1), log_softmax(before, -1), log_target=True, reduction="batchmean")
+
+    return (one_way(original, student) + one_way(original.T, student.T)) / 2
+
+
 def spread(states: torch.Tensor) -> torch.Tensor:
     """The variance of hidden states [batch, positions, width] about their mean over batch and positions, a scalar."""
     return (states - states.mean((0, 1), keepdim=True)).square().mean().clamp(min=1e-8)

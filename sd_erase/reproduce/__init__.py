@@ -154,9 +154,9 @@ def render(result: dict[str, Any]) -> str:
     """An experiment as Markdown: ours, then the paper's rows, the figures and the notes."""
     lines = [f"# {result['title']}", "", f"Measured on base {result['base']} (`sd-erase reproduce {result['id']}`)."]
     if result["rows"]:
-        lines += ["", *_table(result["columns"], result["rows"])]
+        lines += ["", *markdown_table(result["columns"], result["rows"])]
     if result["paper"]:
-        lines += ["", "As the paper prints it:", "", *_table(result["columns"], result["paper"])]
+        lines += ["", "As the paper prints it:", "", *markdown_table(result["columns"], result["paper"])]
     for figure in result["figures"]:
         lines += ["", f"![{result['title']}]({figure})"]
     for title, entries in (("How it was measured", result["notes"]), ("Where it differs from the paper", result["differs"])):
@@ -165,7 +165,8 @@ def render(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:
+def markdown_table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines of a Markdown table; columns that no row fills are left out."""
     shown = [column for column in columns if any(row.get(column) is not None for row in rows)]
     head = ["| " + " | ".join(shown) + " |", "| --- " * len(shown) + "|"]
     return head + ["| " + " | ".join(_cell(row.get(column)) for column in shown) + " |" for row in rows]
