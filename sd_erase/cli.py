@@ -699,9 +699,13 @@ def bench_options(command: Any) -> Any:
 @main.command("reproduce")
 @click.argument("experiments", nargs=-1, required=True, metavar="ID...")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("outputs/reproduce"), show_default=True, help="Folder.")
+@click.option(
+    "--method", "objectives", multiple=True, metavar="OBJECTIVE", help="One more row: an objective, or MODULE:CLASS; repeatable."
+)
 @bench_options
 def reproduce_command(
     experiments: tuple[str, ...],
+    objectives: tuple[str, ...],
     output: Path,
     base: str,
     datasets: tuple[str, ...],
@@ -717,6 +721,7 @@ def reproduce_command(
     \b
     Example:
       sd-erase reproduce table2 figure3
+      sd-erase reproduce table2 --method my_method:MyMethod
       sd-erase reproduce all --base sd15 --dataset cifar100:data/cifar --dataset flickr30k:data/flickr30k
     """
     from sd_erase.progress import RichProgress
@@ -725,7 +730,7 @@ def reproduce_command(
 
     asked = names(experiments)
     bench = Bench(output, base, datasets, device, RichProgress())
-    results = [reproduce(name, bench, dict(changes)) for name in asked]
+    results = [reproduce(name, bench, dict(changes), objectives) for name in asked]
     if as_json:
         print_json({"output": str(output), "experiments": results})
         return

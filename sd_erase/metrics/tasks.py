@@ -167,7 +167,7 @@ def first_ranks(
     ranks = []
     for start in range(0, len(queries), BATCH):
         rows = slice(start, start + BATCH)
-        order = (queries[rows] @ gallery.T).argsort(-1, descending=True, stable=True)
+        order = (queries[rows] @ gallery.T).argsort(dim=-1, descending=True, stable=True)
         ranks.append((gallery_keys[order] == query_keys[rows, None]).float().argmax(-1))
     return torch.cat(ranks)
 

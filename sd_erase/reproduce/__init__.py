@@ -65,12 +65,13 @@ class Experiment:
     notes: list[str] = field(default_factory=list)
 
 
-def read_recipe(name: str, changes: dict[str, Any] | None = None) -> Recipe:
+def read_recipe(name: str, changes: dict[str, Any] | None = None, objectives: Sequence[str] = ()) -> Recipe:
     """The recipe of a table or figure.
 
     Args:
         name: a row of `catalog.EXPERIMENTS`, or the path of a YAML file.
         changes: settings by dotted name (``train.steps``) that every method gets, and sizes (``sizes.test``).
+        objectives: further methods by their objective, with the settings that all share.
 
     Raises:
         UserError: no such file, not YAML, or an unknown key or setting.
@@ -92,6 +93,7 @@ def read_recipe(name: str, changes: dict[str, Any] | None = None) -> Recipe:
         if kind is list and key in values:
             values[key] = tuple(values[key])
     values["methods"] = {name: settings or {} for name, settings in (values.get("methods") or {}).items()}
+    values["methods"] |= {objective: {"train.objective": objective} for objective in objectives}
     for dotted, value in (changes or {}).items():
         target, key = ("sizes", dotted[6:]) if dotted.startswith("sizes.") else ("settings", dotted)
         values.setdefault(target, {})[key] = value
@@ -112,13 +114,13 @@ def names(asked: Sequence[str]) -> list[str]:
     return list(catalog.EXPERIMENTS) if "all" in asked else list(dict.fromkeys(asked))
 
 
-def reproduce(name: str, bench: Bench, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+def reproduce(name: str, bench: Bench, changes: dict[str, Any] | None = None, objectives: Sequence[str] = ()) -> dict[str, Any]:
     """Run one experiment and write its table.
 
     Args:
         name: a row of `catalog.EXPERIMENTS`.
         bench: where it runs; what earlier experiments trained and measured is used again.
-        changes: see `read_recipe`.
+        changes, objectives: see `read_recipe`.
 
     Returns:
         What ``ID.json`` holds.
@@ -127,7 +129,7 @@ def reproduce(name: str, bench: Bench, changes: dict[str, Any] | None = None) ->
         UserError: no such experiment, a wrong recipe, or data that do not fit.
     """
     experiment = catalog.resolve(catalog.EXPERIMENTS, name, "Experiment")
-    recipe = read_recipe(name, changes)
+    recipe = read_recipe(name, changes, objectives)
     started = time.perf_counter()
     bench.experiment_folder = bench.folder / name
     found: Experiment = experiment(recipe, bench)

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 ORIGINAL = "CLIP"
 ZERO_SHOT = ("prediction, forget %", "prediction, retain %", "retrieval, forget %", "retrieval, retain %")
-PLACES = {"forget": (0, 2), "retain": (1, 3)}
+SPARED = ("prediction, spared senses %", "retrieval, spared senses %")  # uses of the concept's words that are to stay
+SETS = {
+    "forget": (ZERO_SHOT[0], ZERO_SHOT[2]),
+    "retain": (ZERO_SHOT[1], ZERO_SHOT[3]),
+    "spared": SPARED,
+}
 RECALLS = (1, 5, 10)
 POOL = 16  # the paper's batch
 MOST = 1000  # images of a test set
@@ -38,19 +43,27 @@ def zero_shot_of(
 
     def measure(towers: Towers) -> dict[str, float]:
         found = bench.pairs(concepts, side)
-        sets = {name: found[name, split] for name in PLACES}
-        if side == "captions":  # one caption an image
-            sets = {name: list({pair.image: pair for pair in reversed(pairs)}.values())[::-1] for name, pairs in sets.items()}
+        sets = {name: found[name, split] for name in ("forget", "retain")}
+        if side == "captions":
+            sets = {name: _one_an_image(pairs) for name, pairs in sets.items()}
+            words = bench.concepts(concepts)
+            sets["spared"] = [pair for pair in sets["retain"] if any(concept.scan(pair.caption)[1] for concept in words)]
         result = {}
         for name, pairs in sets.items():
-            hits = _class_hits(towers, spread(pairs, most), bench.classes(), asked) if side == "classes" else _pool_hits(
-                towers, spread(pairs, most)
-            )  # fmt: skip
-            for place, values in zip(PLACES[name], hits, strict=True):
-                result[ZERO_SHOT[place]] = 100 * float(values.mean())
+            if not pairs:
+                continue
+            pairs = spread(pairs, most)
+            hits = _class_hits(towers, pairs, bench.classes(), asked) if side == "classes" else _pool_hits(towers, pairs)
+            for column, values in zip(SETS[name], hits, strict=True):
+                result[column] = 100 * float(values.mean())
         return result
 
     return bench.measured(run, f"zero-shot-{split}", inputs, measure)
+
+
+def _one_an_image(pairs: Sequence[Pair]) -> list[Pair]:
+    """The first caption of each image that names what is erased, or else its first."""
+    return list({pair.image: pair for pair in sorted(pairs[::-1], key=lambda pair: bool(pair.spans))}.values())
 
 
 def _class_hits(towers: Towers, pairs: Sequence[Pair], classes: Sequence[str], asked: str) -> tuple[Any, Any]:
@@ -90,7 +103,8 @@ def _rows(recipe: Recipe) -> list[tuple[str, dict[str, Any] | None]]:
 
 
 def _mean(cells: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {key: statistics.fmean(cell[key] for cell in cells) for key in cells[0]}
+    common = [key for key in cells[0] if all(key in cell for cell in cells)]
+    return {key: statistics.fmean(cell[key] for cell in cells) for key in common}
 
 
 def zero_shot(recipe: Recipe, bench: Bench) -> Experiment:
@@ -101,7 +115,7 @@ def zero_shot(recipe: Recipe, bench: Bench) -> Experiment:
             seeds = recipe.seeds if settings is not None else (0,)
             cells = [zero_shot_of(bench, settings, each, seed, side, recipe) for each in erasures for seed in seeds]
             rows.append({"data": side, "method": method, **_mean(cells)})
-    return Experiment(["data", "method", *ZERO_SHOT], rows, notes=_notes(recipe, bench))
+    return Experiment(["data", "method", *ZERO_SHOT, *SPARED], rows, notes=_notes(recipe, bench))
 
 
 def variance(recipe: Recipe, bench: Bench) -> Experiment:
@@ -138,7 +152,7 @@ def retrieval(recipe: Recipe, bench: Bench) -> Experiment:
                     found.setdefault((task, method), []).append(values)
     order = sorted(found, key=lambda key: key[0])
     rows = [{"task": task, "method": method, **_mean(found[task, method])} for task, method in order]
-    columns = [f"R@{k}, {name} %" for k in RECALLS for name in PLACES]
+    columns = [f"R@{k}, {name} %" for k in RECALLS for name in ("forget", "retain")]
     return Experiment(["task", "method", *columns], rows, notes=_notes(recipe, bench))
 
 
@@ -152,7 +166,7 @@ def recall_of(
     def measure(towers: Towers) -> dict[str, dict[str, float]]:
         found = bench.pairs(concepts, side)
         by_image: dict[str, list[Pair]] = {}
-        for name in PLACES:
+        for name in ("forget", "retain"):
             for pair in found[name, "test"]:
                 by_image.setdefault(str(pair.image), []).append(pair)
         # the forget set is small: all of it, then as many others as there is room for
@@ -172,7 +186,7 @@ def recall_of(
             task: {
                 f"R@{k}, {name} %": 100 * float(tasks.recall_at(places, k)[[one == name for one in sets]].mean())
                 for k in RECALLS
-                for name in PLACES
+                for name in ("forget", "retain")
             }
             for task, (places, sets) in ranks.items()
         }

@@ -1,0 +1,99 @@
+"""CLIP's own tasks against torchmetrics, scikit-learn, and loops that are plain enough to be checked by eye."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.metrics import top_k_accuracy_score
+from torch.nn.functional import normalize
+from torchmetrics.functional.classification import multiclass_accuracy
+from torchmetrics.functional.retrieval import retrieval_hit_rate
+
+from sd_erase.errors import UserError
+from sd_erase.metrics import tasks
+
+
+def embeddings(*shape: int, seed: int = 0) -> torch.Tensor:
+    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_the_templates_are_clips_own() -> None:
+    forms = tasks.templates("cifar100")
+    assert len(forms) == 18 and forms[0] == "a photo of a {}." and forms[-1] == "a photo of the big {}."
+    assert "a black and white photo of the {}." in forms
+    assert all(form.count("{}") == 1 for forms in tasks.TEMPLATES.values() for form in forms)
+    with pytest.raises(UserError, match="imagenet"):
+        tasks.templates("imagenett")
+
+
+def test_a_class_embedding_is_the_normalised_mean_over_its_templates() -> None:
+    texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.6, 0.8]])
+    found = tasks.class_embeddings(texts, 2)
+    assert torch.allclose(found, torch.tensor([[0.5**0.5, 0.5**0.5], [0.6, 0.8]]))
+
+
+def test_prediction_agrees_with_torchmetrics_and_scikit_learn() -> None:
+    images, classes = embeddings(200, 8), embeddings(7, 8, seed=1)
+    labels = torch.arange(200) % 7
+    hits = tasks.zero_shot_prediction(images, classes, labels)
+    scores = images @ classes.T
+    assert hits.mean().item() == pytest.approx(multiclass_accuracy(scores, labels, 7, average="micro").item())
+    assert hits.mean().item() == pytest.approx(top_k_accuracy_score(labels, scores.numpy(), k=1, labels=range(7)))
+
+
+def test_text_retrieval_takes_the_nearest_single_prompt() -> None:
+    # class 0 has one prompt next to the image and one far off: the mean loses, the single text wins
+    images = torch.tensor([[1.0, 0.0]])
+    texts = normalize(torch.tensor([[1.0, 0.1], [-1.0, 1.0], [1.0, 0.5], [1.0, 0.5]]), dim=-1)
+    text_labels, labels = torch.tensor([0, 0, 1, 1]), torch.tensor([0])
+    assert tasks.zero_shot_text_retrieval(images, texts, text_labels, labels).tolist() == [1.0]
+    assert tasks.zero_shot_prediction(images, tasks.class_embeddings(texts, 2), labels).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_recall_agrees_with_torchmetrics_on_five_captions_an_image(k: int) -> None:
+    images, noise = embeddings(30, 6), embeddings(150, 6, seed=2)
+    texts = normalize(images.repeat_interleave(5, 0) + noise, dim=-1)
+    image_keys, text_keys = torch.arange(30), torch.arange(30).repeat_interleave(5)
+    by_text = tasks.recall_at(tasks.first_ranks(texts, images, text_keys, image_keys), k)
+    by_image = tasks.recall_at(tasks.first_ranks(images, texts, image_keys, text_keys), k)
+    for hits, queries, gallery, keys, gallery_keys in (
+        (by_text, texts, images, text_keys, image_keys),
+        (by_image, images, texts, image_keys, text_keys),
+    ):
+        expected = [
+            retrieval_hit_rate(similarity, gallery_keys == key, top_k=k).item()
+            for similarity, key in zip(queries @ gallery.T, keys, strict=True)
+        ]
+        assert hits.tolist() == expected
+        assert 0 < hits.mean() < 1 or k == 10
+
+
+def test_an_encoder_that_maps_everything_to_one_point_finds_nothing_but_by_chance() -> None:
+    same = torch.ones(20, 3) / 3**0.5
+    keys = torch.arange(20)
+    ranks = tasks.first_ranks(same, same, keys, keys)
+    assert ranks.tolist() == list(range(20))  # the gallery's order, which tells nothing
+
+
+def test_a_pool_is_searched_by_its_own_queries_only() -> None:
+    images, texts = embeddings(50, 5), embeddings(50, 5, seed=3)
+    hits = tasks.pool_retrieval(images, texts, torch.arange(50), 16, torch.Generator().manual_seed(4))
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(4)).tolist()
+    expected = [0.0] * 50
+    for start in (0, 16, 32, 48):
+        own = order[start : start + 16]
+        pool = own + order[: 16 - len(own)]
+        for query in own:
+            best = max(pool, key=lambda candidate: float(images[query] @ texts[candidate]))
+            expected[query] = float(best == query)
+    assert hits.tolist() == expected
+
+
+def test_pairs_of_one_caption_are_each_others_partner() -> None:
+    texts = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    images = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    same = tasks.numbered(["a dog", "a dog", "a cat"])
+    assert same.tolist() == [0, 0, 1]
+    hits = tasks.pool_retrieval(images, texts, same, 3, torch.Generator().manual_seed(0))
+    assert hits.tolist() == [1.0, 1.0, 1.0]
