@@ -1,0 +1,234 @@
+"""The paper's experiments on a bench small enough for a test: real trainings of two steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from sd_erase import catalog
+from sd_erase.cli import main
+from sd_erase.errors import UserError
+from sd_erase.reproduce import Experiment, Recipe, names, read_recipe, render, tables
+from sd_erase.reproduce import bench as benches
+from sd_erase.reproduce.bench import Bench
+from sd_erase.reproduce.sweep import Axis, pareto, points, read_axis, sweep
+
+TINY = {"train.steps": 2, "train.batch_size": 4, "train.validate_every": 2}
+FAST = [item for name, value in TINY.items() for item in ("--set", f"{name}={value}")]
+
+OWN_METHOD = '''
+from sd_erase.erasure.pairwise import Pairwise
+
+
+class Hinge(Pairwise):
+    """A forget pair may be no more similar than 0.1; the retain pairs stay as similar as they were."""
+
+    default_weights = {"hinge": 1.0, "stay": 1.0}
+
+    def losses(self, towers, batch):
+        found = self.embed(towers, batch)
+        similarity = (found.forget_images * found.forget_texts).sum(-1)
+        return {
+            "hinge": (similarity - 0.1).clamp(min=0).mean(),
+            "stay": 1 - (found.retain_images * found.retain_texts).sum(-1).mean(),
+        }
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reproduce")
+
+
+@pytest.fixture
+def bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """One folder for all tests: what one has trained the next one finds."""
+    monkeypatch.setattr(benches, "CLASS_SCENES", {"train": 4, "validation": 2, "test": 3})
+    monkeypatch.setattr(benches, "CAPTION_SCENES", {"train": 60, "validation": 40, "test": 60})
+    return Bench(folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", catalog.EXPERIMENTS)
+def test_every_recipe_reads_and_shows_the_papers_rows_under_our_columns(name: str) -> None:
+    recipe = read_recipe(name)
+    assert recipe.title and (recipe.methods or recipe.sizes)
+    text = render(
+        {
+            "id": name, "title": recipe.title, "base": "pocket", "rows": [], "columns": list({key: 0 for row in recipe.paper for key in row}),
+            "paper": list(recipe.paper), "figures": [], "notes": [], "differs": list(recipe.differs),
+        }
+    )  # fmt: skip
+    assert not recipe.paper or "As the paper prints it" in text
+
+
+def test_all_stands_for_every_experiment() -> None:
+    assert names(["all"]) == list(catalog.EXPERIMENTS)
+    assert names(["table3", "table2", "table3"]) == ["table3", "table2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("methods: {}", "title"), ("title: x\ncolour: red", "at most"), ("title: x\nseeds: 3", "seeds must be a list"),
+        ("title: x\nmethods: {a: {train.stepps: 3}}", "stepps"), ("title: [", "no YAML|not YAML"),
+    ],
+)  # fmt: skip
+def test_a_wrong_recipe_is_one_sentence(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        read_recipe(str(tmp_path / "own.yaml"))
+
+
+def test_changes_go_before_a_methods_own_settings() -> None:
+    recipe = read_recipe("table2", {"train.learning_rate": 1e-5, "sizes.test": 7}, ["my_method:Hinge"])
+    assert recipe.settings["train.learning_rate"] == 1e-5 and recipe.sizes["test"] == 7
+    assert all("train.learning_rate" not in settings for settings in recipe.methods.values())
+    assert recipe.methods["my_method:Hinge"] == {"train.objective": "my_method:Hinge"}
+
+
+def test_the_splits_share_no_image_and_forget_and_retain_are_apart(bench: Bench) -> None:
+    for side, concept in (("classes", "apple"), ("captions", "woman")):
+        found = bench.pairs(concept, side)
+        images = {split: {pair.image for name in ("forget", "retain") for pair in found[name, split]} for split in
+                  ("train", "validation", "test")}  # fmt: skip
+        assert all(images.values())
+        assert not images["train"] & images["test"] and not images["validation"] & images["test"]
+        assert not images["train"] & images["validation"]
+        forget, retain = ({pair.image for pair in found[name, "test"]} for name in ("forget", "retain"))
+        assert forget and retain and not forget & retain
+    assert len(bench.classes()) == 20
+    assert len(found["forget", "test"]) == 5 * len(forget)  # every caption of a forgotten image
+
+
+def test_zero_shot_is_measured_once_and_the_pocket_model_knows_its_classes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe("x", {"classes": ["apple"]}, {"GA": {"train.objective": "ga"}}, settings={"train.towers": "both", **TINY})
+    found = tables.zero_shot(recipe, bench)
+    original, erased = found.rows
+    assert original["prediction, retain %"] > 90 and set(tables.ZERO_SHOT) <= set(erased)
+    trained = sorted((bench.folder / "bench" / "runs").glob("*"))
+    assert len(trained) == 1 and not (trained[0] / "checkpoints").exists()
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("trained or measured again")
+
+    monkeypatch.setattr(benches, "run_stage", fail)
+    monkeypatch.setattr(bench, "towers", fail)
+    assert tables.zero_shot(recipe, bench).rows == found.rows
+
+
+def test_retrieval_searches_all_test_images(bench: Bench) -> None:
+    recipe = Recipe("x", {"captions": ["apple"]}, {})
+    rows = {row["task"]: row for row in tables.retrieval(recipe, bench).rows}
+    assert rows.keys() == {"image retrieval", "text retrieval"}
+    for row in rows.values():
+        assert row["R@1, retain %"] <= row["R@5, retain %"] <= row["R@10, retain %"]
+        assert row["R@10, retain %"] > 50
+
+
+def test_variance_is_over_the_classes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"apple": 10.0, "dog": 20.0}
+    monkeypatch.setattr(
+        tables,
+        "zero_shot_of",
+        lambda bench, settings, concepts, seed, *_: dict.fromkeys(tables.ZERO_SHOT, values[concepts] + seed),
+    )
+    recipe = Recipe("x", {"classes": ["apple", "dog"]}, {"m": {}}, seeds=(0, 2))
+    rows = {row["class"]: row for row in tables.variance(recipe, bench).rows}
+    assert rows["apple"]["prediction, forget %"] == 11 and rows["apple"]["prediction, forget %"[:-2] + ", seeds"] == "10.0–12.0"
+    assert rows["mean"]["prediction, forget %"] == 16 and rows["variance"]["prediction, forget %"] == 50
+
+
+def test_the_proportion_plot_starts_at_the_original(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def measured(bench: Bench, settings: Any, concepts: str, *_: Any) -> dict[str, float]:
+        seen.append((settings is None, concepts))
+        return dict.fromkeys(tables.ZERO_SHOT, 50.0)
+
+    monkeypatch.setattr(tables, "zero_shot_of", measured)
+    bench.experiment_folder = bench.folder / "figure3"
+    found = tables.proportion(Recipe("x", {"classes": ["apple", "apple + dog"]}, {"GA": {}}), bench)
+    assert [row["share %"] for row in found.rows if row["method"] == "GA"] == [0, 5, 10]
+    assert (True, "apple + dog") in seen
+    assert found.figures[0].read_text(encoding="utf-8").count("forgotten classes") == 2
+    assert found.figures[0].with_suffix(".png").is_file()
+
+
+def test_cells_and_missing_columns() -> None:
+    found = Experiment(["a", "b", "c"], [{"a": "x", "b": 1.234}, {"a": "y"}])
+    text = render({**vars(found), "id": "x", "title": "T", "base": "pocket", "paper": [], "differs": []})
+    assert "| a | b |\n" in text and "| x | 1.23 |" in text and "| y | – |" in text
+
+
+def test_a_sweep_reads_lists_and_ranges() -> None:
+    assert read_axis("train.learning_rate=1e-4,3e-4") == Axis("train.learning_rate", (1e-4, 3e-4))
+    assert read_axis("train.steps=20,40") == Axis("train.steps", (20, 40))
+    assert read_axis("train.objective=ga,kl").values == ("ga", "kl")
+    axis = read_axis("train.learning_rate=1e-5..1e-3")
+    assert all(1e-5 <= point["train.learning_rate"] <= 1e-3 for point in points([axis], 5))
+    with pytest.raises(UserError, match="--random"):
+        points([axis], 0)
+    for wrong in ("train.steps", "=1", "a=3..1", "a=x..y", "a="):
+        with pytest.raises(UserError, match="--over"):
+            read_axis(wrong)
+
+
+def test_a_sweep_takes_the_grid_or_some_of_it() -> None:
+    axes = [Axis("a", (1, 2)), Axis("b", (3, 4))]
+    assert points(axes, 0) == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
+    assert len(points(axes, 3)) == 3 and points(axes, 3) == points(axes, 3)
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    rows = [{"forgetting": f, "retention": r} for f, r in ((100, 50), (90, 90), (90, 80), (0, 100), (100, 40))]
+    assert pareto(rows) == [True, True, False, True, False]
+
+
+def test_a_sweep_runs_and_refuses_an_unknown_setting_before_training(bench: Bench) -> None:
+    with pytest.raises(UserError, match="stepps"):
+        sweep(bench, "apple", "classes", {}, [Axis("train.stepps", (1,))])
+    found = sweep(bench, "apple", "classes", {"train.objective": "ga", **TINY}, [Axis("train.learning_rate", (1e-4, 3e-3))])
+    assert len(found["rows"]) == 2 and any(row["pareto"] for row in found["rows"])
+    assert "original" in (bench.folder / "sweep.md").read_text(encoding="utf-8") and (bench.folder / "sweep.svg").is_file()
+
+
+def test_a_method_in_one_file_trains_and_stands_in_the_table(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guide docs/add-a-method.md, step by step."""
+    guide = Path(__file__).parent.parent / "docs" / "add-a-method.md"
+    assert OWN_METHOD.strip() in guide.read_text(encoding="utf-8")
+    (tmp_path / "my_method.py").write_text(OWN_METHOD, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["--concept", "apple", "--objective", "my_method:Hinge", "--dataset", bench.dataset("classes"), "--device", "cpu"]
+    result = CliRunner().invoke(main, ["train", *arguments, "--steps", "2", "--batch-size", "4", "--towers", "both"])
+    assert result.exit_code == 0, result.output
+    assert "my_method:Hinge" in result.output
+
+    asked = [
+        "reproduce",
+        "table4",
+        "--output",
+        str(bench.folder),
+        "--method",
+        "my_method:Hinge",
+        "--device",
+        "cpu",
+        *FAST,
+        "--json",
+    ]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 0, result.output
+    (experiment,) = json.loads(result.stdout.splitlines()[-1])["experiments"]
+    assert [row["method"] for row in experiment["rows"]][-1] == "my_method:Hinge"
+    assert "my_method:Hinge" in (bench.folder / "table4" / "table4.md").read_text(encoding="utf-8")
+
+
+def test_an_unknown_experiment_is_one_sentence(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["reproduce", "table99", "--output", str(tmp_path)])
+    assert result.exit_code == 2 and "table9" in result.output
