@@ -5,8 +5,9 @@ A card (``cards/*.yaml``, or the user's ``concept_file``) has these keys, all bu
 * ``name``, ``kind`` ("object", "style", "person", "nudity"), ``words`` (instead of the inflections of the name),
   ``synonyms``, ``anchor``, ``neighbours``, ``labels`` (of the detector), ``templates`` (prompts with one ``{}``);
 * ``spared``: uses of the words that mean something else. ``apple phone`` is a phrase (its plural is added, a space also
-  matches a hyphen); ``{a|b}`` is a choice; ``{colour}`` and ``{their}`` are named choices; ``*`` is any one word that is not a
-  function word; a ``,`` is a comma; ``bat + {baseball|batter}`` is the word "bat" in a caption that also names one of the right side.
+  matches a hyphen); ``{a|b}`` is a choice; ``{colour}``, ``{their}`` and ``{somebody}`` are named choices; ``*`` is any one word that
+  is not a function word; a ``,`` is a comma; ``bat + {baseball|batter}`` is the word "bat" in a caption that also names one of the
+  right side; ``bat + {somebody} unless {cave|wing}`` is the same in a caption that names none of the last.
 
 A spared use excludes every match that lies inside it, unless the match is a longer phrase of the concept's own.
 """
@@ -60,6 +61,8 @@ _CHOICES = {
     "colour": "red|blue|green|yellow|white|black|brown|gray|grey|pink|purple|tan|gold|golden|silver|navy|beige|maroon|teal|turquoise|violet|lime"
     "|orange",
     "their": "his|her|their|its|my|your|our|one's",
+    "somebody": "man|men|woman|women|person|people|boy|boys|girl|girls|child|children|kid|kids|guy|guys|lady|ladies|toddler|toddlers|baby"
+    "|gentleman|gentlemen|individual|individuals|teenager|teenagers|teen|teens|someone|somebody|couple|crowd|team|he|she",
 }
 # words that a noun phrase does not contain: what follows the concept's word is then no noun that it qualifies
 _FUNCTION_WORDS = (
@@ -96,6 +99,7 @@ class _Spared:
     source: str
     pattern: re.Pattern[str]
     context: re.Pattern[str] | None  # must occur in the caption as well
+    unless: re.Pattern[str] | None  # must not
     open: bool  # ends with any word, so that a phrase of the concept's own goes first
     needed: tuple[frozenset[str], ...]  # the caption holds a word of each: a quick test before the expressions are run
 
@@ -176,7 +180,8 @@ class Concept:
         spans: list[tuple[int, int, _Spared]] = []
         if self.spared:
             for entry in self._possibly_spared(TOKEN.findall(text) if tokens is None else tokens):
-                if entry.context is None or entry.context.search(text):
+                in_context = entry.context is None or entry.context.search(text)
+                if in_context and (entry.unless is None or not entry.unless.search(text)):
                     spans += [(*use.span(), entry) for use in entry.pattern.finditer(text)]
         matches, spared = [], []
         for use in found:
@@ -195,7 +200,8 @@ class Concept:
                 matches.append(Match(start, end, caption[start:end], f"{sort}: {use.group()}"))
             else:
                 left, right, entry = cover
-                shown = text[left:right] if entry.context is None else entry.source
+                beside = entry.context.search(text) if entry.context else None
+                shown = f"{text[left:right]} + {beside.group()}" if beside else text[left:right]
                 spared.append(Match(left, right, caption[left:right], f"spared sense: {shown}"))
         return matches, spared
 
@@ -230,7 +236,7 @@ def _closed(phrase: str) -> str:
 
 @functools.cache
 def _compile_spared(entry: str) -> _Spared:
-    phrase, _, context = (part.strip() for part in entry.partition("+"))
+    phrase, context, unless = _parts(entry)
     head, counted = _counted_part(phrase)
     forms = tuple(dict.fromkeys((head + (_numbers(counted)[1] if counted else ""), phrase)))
     needed = [_needed(form) for form in forms]
@@ -239,9 +245,17 @@ def _compile_spared(entry: str) -> _Spared:
         entry,
         re.compile(f"{_LEFT}(?:{'|'.join(_expression(form) for form in forms)}){_RIGHT}"),
         re.compile(f"{_LEFT}(?:{_expression(context)}){_RIGHT}") if context else None,
+        re.compile(f"{_LEFT}(?:{_expression(unless)}){_RIGHT}") if unless else None,
         phrase.endswith("*"),
         (*(frozenset().union(*place) for place in shared), *(_needed(context) if context else ())),
     )
+
+
+def _parts(entry: str) -> tuple[str, str, str]:
+    """A spared entry's phrase, the context that it needs and the one that it must not have, "" where there is none."""
+    rest, _, unless = entry.partition(" unless ")
+    phrase, _, context = rest.partition("+")
+    return phrase.strip(), context.strip(), unless.strip()
 
 
 def _counted_part(phrase: str) -> tuple[str, str]:
@@ -324,7 +338,7 @@ def spoken_form(entry: str, nouns: Sequence[str], rng: Random) -> str:
     no_noun = {"a", "an", "the", *_CHOICES["their"].split("|")} & set(words) or {words[0], words[-1]} & set(
         _FUNCTION_WORDS.split()
     )
-    return "" if no_noun or re.search(r"[,+&]", chosen) else " ".join(words)
+    return "" if no_noun or re.search(r"[,+&]| unless ", chosen) else " ".join(words)
 
 
 def _inflected(phrase: str) -> tuple[str, str]:
@@ -352,7 +366,7 @@ def write_numbers() -> dict[str, list[str]]:
     phrases: set[str] = {name for names in _NEIGHBOURS.values() for name in names}
     for path in sorted(CARDS_FOLDER.glob("*.yaml")):
         card = _read_yaml(path)
-        spared = (_counted_part(entry.partition("+")[0].strip())[1] for entry in card.get("spared", ()))
+        spared = (_counted_part(_parts(entry)[0])[1] for entry in card.get("spared", ()))
         phrases.update((card["name"], *card.get("synonyms", ()), *card.get("neighbours", ()), *spared))
     numbers = {
         phrase: list(_inflected(phrase)) for phrase in sorted(" ".join(phrase.lower().split()) for phrase in phrases) if phrase
@@ -397,9 +411,11 @@ def _from_card(values: dict[str, Any], where: str) -> Concept:
     words = tuple(word.lower() for word in lists.get("words", ())) or spread([name])
     synonyms = spread(lists.get("synonyms", _NUDITY_WORDS if kind == "nudity" else ()))
     for entry in lists.get("spared", ()):
-        if entry.count("{") != entry.count("}") or entry.count("+") > 1 or entry.startswith("+") or entry.endswith("+"):
+        misplaced = entry.count("+") > 1 or re.search(r"^(\+|unless\b)|(\+|\bunless)$| unless .*(\+| unless )|\+\s*unless\b", entry)
+        if entry.count("{") != entry.count("}") or misplaced:
             raise UserError(
-                f"{where}: spared phrase {entry!r} has an unmatched brace or a misplaced +: write `word + {{other|words}}`."
+                f"{where}: spared phrase {entry!r} has an unmatched brace, or a misplaced + or unless: write "
+                "`word + {other|words} unless {these}`."
             )
     for template in lists.get("templates", ()):
         if template.count("{}") != 1 or re.search("[{}]", template.replace("{}", "")):
@@ -527,7 +543,7 @@ def _check_spared(concepts: list[Concept]) -> None:
         for other in concepts:
             if other is concept:
                 continue
-            covering = [entry for entry in other._spared_entries if entry.context is None]
+            covering = [entry for entry in other._spared_entries if entry.context is None and entry.unless is None]
             if all(any(_inside(phrase, entry) for entry in covering) for phrase in concept.phrases):
                 entry = next(entry for entry in covering if _inside(concept.phrases[0], entry))
                 raise UserError(

@@ -337,11 +337,15 @@ def test_a_run_keeps_its_resolved_concepts(tmp_path: Path) -> None:
 
 @pytest.mark.realdata
 def test_matching_agrees_with_labels_made_by_hand(tmp_path: Path) -> None:
-    """600 real captions over ten concepts with awkward words, half of them in another sense or with a synonym only.
+    """1343 real captions over ten concepts with awkward words, half of them in another sense or with a synonym only.
 
-    They were drawn by seed in three samples (300, 150, 150) and each labelled by reading it before the matcher saw it; the cards
-    were mended after each. Only keys are stored, as the data sets' licences ask. What the matcher scored at first sight is
-    precision and recall 0.946 and 0.917, 0.956 and 0.956, 0.926 and 0.984.
+    They were drawn by seed in six samples (300, 150, 150, 150, 300, 293) and each labelled by reading it before the matcher saw it; the
+    cards were mended after each. Only keys are stored, as the data sets' licences ask. What the matcher scored at first sight is
+    precision and recall 0.946 and 0.917, 0.956 and 0.956, 0.926 and 0.984, 0.931 and 0.982, 0.977 and 0.977, 0.947 and 0.969.
+
+    A label says whether the caption names what the card means: the fruit (its tree, pie and juice too), the animal "bat", the bird
+    "crane", a computer's mouse, a vessel to drink from (a wineglass, a glass of water; neither the material nor spectacles), a ribbon's
+    bow, a train (also a toy one; neither its station, track nor staff). A word that is a slip for another ("a bus street") does not count.
     """
     rows = [json.loads(line) for line in LABELLED.read_text(encoding="utf-8").splitlines()]
     sources = {
@@ -362,7 +366,7 @@ def test_matching_agrees_with_labels_made_by_hand(tmp_path: Path) -> None:
     for row in rows:
         found = bool(concept_named(row["concept"]).find(captions[row["source"], row["key"]]))
         counts[row["named"], found] += 1
-    assert sum(counts.values()) == 600 and len({row["concept"] for row in rows}) == 10
+    assert sum(counts.values()) == 1343 and len({row["concept"] for row in rows}) == 10
     hits = counts[True, True]
     assert hits / (hits + counts[False, True]) >= 0.98  # precision
     assert hits / (hits + counts[True, False]) >= 0.97  # recall
