@@ -411,7 +411,9 @@ def _from_card(values: dict[str, Any], where: str) -> Concept:
     words = tuple(word.lower() for word in lists.get("words", ())) or spread([name])
     synonyms = spread(lists.get("synonyms", _NUDITY_WORDS if kind == "nudity" else ()))
     for entry in lists.get("spared", ()):
-        misplaced = entry.count("+") > 1 or re.search(r"^(\+|unless\b)|(\+|\bunless)$| unless .*(\+| unless )|\+\s*unless\b", entry)
+        misplaced = entry.count("+") > 1 or re.search(
+            r"^(\+|unless\b)|(\+|\bunless)$| unless .*(\+| unless )|\+\s*unless\b", entry
+        )
         if entry.count("{") != entry.count("}") or misplaced:
             raise UserError(
                 f"{where}: spared phrase {entry!r} has an unmatched brace, or a misplaced + or unless: write "

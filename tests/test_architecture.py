@@ -101,7 +101,14 @@ def test_nothing_unpickles_and_no_state_dict_is_loaded_leniently(path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "row", [*catalog.METHODS.items(), *catalog.READERS.items(), *catalog.DETECTORS.items(), *catalog.EXPORTS.items(), *catalog.EXPERIMENTS.items()]
+    "row",
+    [
+        *catalog.METHODS.items(),
+        *catalog.READERS.items(),
+        *catalog.DETECTORS.items(),
+        *catalog.EXPORTS.items(),
+        *catalog.EXPERIMENTS.items(),
+    ],
 )
 def test_every_row_of_the_catalog_resolves(row: tuple[str, str]) -> None:
     name, target = row
