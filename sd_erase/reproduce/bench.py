@@ -1,7 +1,7 @@
 """What all experiments share: a base, its data with a test split, and trained runs that are found again.
 
-In its folder: ``bench/data/{classes,captions}/`` (the pocket base's own data), ``bench/pairs/`` and ``bench/runs/`` (ordinary runs;
-the name ends in a hash of the settings, so that two tables that ask for the same run get the same one).
+In its folder: ``bench/data/{classes,captions}/`` (the pocket base's own data), ``bench/pairs/``, ``bench/embeddings/`` (the
+original's, of the images of the pairs) and ``bench/runs/`` (ordinary runs; the name ends in a hash of the settings, so that two tables that ask for the same run get the same one).
 """
 
 from __future__ import annotations
@@ -147,9 +147,16 @@ class Bench:
         run = RunDir(self.folder / "bench" / "runs" / name)
         if run.read_manifest("train") is None:
             self._stage("harvest", config, run)
+            # the original's image embeddings are the same for every method on these pairs
+            shared = self.folder / "bench" / "embeddings" / f"{side}-{fingerprint(run.pairs, self.base.source)[:8]}"
+            if shared.is_dir() and not run.cache.is_dir():
+                shutil.copytree(shared, run.cache)
             self._stage("train", config, run)
-            shutil.rmtree(run.checkpoints, ignore_errors=True)  # resumable states of a training that is over
+            if run.cache.is_dir() and not shared.is_dir():
+                shared.parent.mkdir(parents=True, exist_ok=True)
+                run.cache.replace(shared)
             shutil.rmtree(run.cache, ignore_errors=True)
+            shutil.rmtree(run.checkpoints, ignore_errors=True)  # resumable states of a training that is over
         return run
 
     def _stage(self, stage: str, config: RunConfig, run: RunDir) -> None:
