@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,10 +143,7 @@ class Bench:
             concepts: a concept, or several joined by " + ".
         """
         config = self.config(concepts, side, seed, settings)
-        key = {**to_dict(config), "device": None, "generate": None, "evaluate": None, "attack": None, "export": None}
-        key["harvest"] = {**key["harvest"], "dataset": self.specs[side]}
-        name = f"{side}-{_name(concepts)}-{_name(config.train.objective)}-seed{seed}-{fingerprint(key, self.base.source)[:8]}"
-        run = RunDir(self.folder / "bench" / "runs" / name)
+        run = RunDir(self.folder / "bench" / "runs" / self._run_name(config, concepts, side))
         if run.read_manifest("train") is None:
             self._stage("harvest", config, run)
             # the original's image embeddings are the same for every method on these pairs
@@ -158,6 +157,25 @@ class Bench:
             shutil.rmtree(run.cache, ignore_errors=True)
             shutil.rmtree(run.checkpoints, ignore_errors=True)  # resumable states of a training that is over
         return run
+
+    def run_alone(self, settings: dict[str, Any], concepts: str, seed: int = 0, side: str = "classes") -> RunDir:
+        """As `run`, by ``sd-erase train`` in a process of its own and in a folder of its own: its time and memory are its own."""
+        config = self.config(concepts, side, seed, settings)
+        run = RunDir(self.folder / "bench" / "alone" / self._run_name(config, concepts, side))
+        if run.read_manifest("train") is None:
+            write_config(config, run)
+            command = [sys.executable, "-m", "sd_erase", "train", "--run", str(run.path)]
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                raise UserError(f"Training in {run} ended with: {(done.stderr.strip().splitlines() or ['nothing'])[-1]}")
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+        return run
+
+    def _run_name(self, config: RunConfig, concepts: str, side: str) -> str:
+        key = {**to_dict(config), "device": None, "generate": None, "evaluate": None, "attack": None, "export": None}
+        key["harvest"] = {**key["harvest"], "dataset": self.specs[side]}
+        stamp = fingerprint(key, self.base.source)[:8]
+        return f"{side}-{_name(concepts)}-{_name(config.train.objective)}-seed{config.seed}-{stamp}"
 
     def _stage(self, stage: str, config: RunConfig, run: RunDir) -> None:
         run.path.mkdir(parents=True, exist_ok=True)
