@@ -88,6 +88,7 @@ def test_changes_go_before_a_methods_own_settings() -> None:
     assert recipe.settings["train.learning_rate"] == 1e-5 and recipe.sizes["test"] == 7
     assert all("train.learning_rate" not in settings for settings in recipe.methods.values())
     assert recipe.methods["my_method:Hinge"] == {"train.objective": "my_method:Hinge"}
+    assert read_recipe("table2", concepts=["dog"]).concepts == {"classes": ["dog"], "captions": ["dog"]}
 
 
 def test_the_splits_share_no_image_and_forget_and_retain_are_apart(bench: Bench) -> None:
