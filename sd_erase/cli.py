@@ -702,10 +702,18 @@ def bench_options(command: Any) -> Any:
 @click.option(
     "--method", "objectives", multiple=True, metavar="OBJECTIVE", help="One more row: an objective, or MODULE:CLASS; repeatable."
 )
+@click.option(
+    "--concept",
+    "concepts",
+    multiple=True,
+    metavar="NAME",
+    help="Erase this in place of the recipe's, 'A + B' jointly; repeatable.",
+)
 @bench_options
 def reproduce_command(
     experiments: tuple[str, ...],
     objectives: tuple[str, ...],
+    concepts: tuple[str, ...],
     output: Path,
     base: str,
     datasets: tuple[str, ...],
@@ -730,7 +738,7 @@ def reproduce_command(
 
     asked = names(experiments)
     bench = Bench(output, base, datasets, device, RichProgress())
-    results = [reproduce(name, bench, dict(changes), objectives) for name in asked]
+    results = [reproduce(name, bench, dict(changes), objectives, concepts) for name in asked]
     if as_json:
         print_json({"output": str(output), "experiments": results})
         return

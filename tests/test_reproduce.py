@@ -88,6 +88,7 @@ def test_changes_go_before_a_methods_own_settings() -> None:
     assert recipe.settings["train.learning_rate"] == 1e-5 and recipe.sizes["test"] == 7
     assert all("train.learning_rate" not in settings for settings in recipe.methods.values())
     assert recipe.methods["my_method:Hinge"] == {"train.objective": "my_method:Hinge"}
+    assert read_recipe("table2", concepts=["dog"]).concepts == {"classes": ["dog"], "captions": ["dog"]}
 
 
 def test_the_splits_share_no_image_and_forget_and_retain_are_apart(bench: Bench) -> None:
@@ -232,3 +233,12 @@ def test_a_method_in_one_file_trains_and_stands_in_the_table(
 def test_an_unknown_experiment_is_one_sentence(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["reproduce", "table99", "--output", str(tmp_path)])
     assert result.exit_code == 2 and "table9" in result.output
+
+
+def test_cost_is_that_of_a_process_of_its_own(bench: Bench) -> None:
+    recipe = Recipe("x", {"classes": ["apple"]}, {"GA": {"train.objective": "ga"}}, settings=TINY, sizes={"steps": 2})
+    (row,) = tables.cost(recipe, bench).rows
+    assert row["pairs an epoch"] > 10 and row["s an epoch"] == pytest.approx(row["pairs an epoch"] / row["pairs a s"])
+    assert row["peak memory, MB"] > 100 and row["device"] == "cpu"
+    with pytest.raises(UserError, match="nosuchbase"):
+        Bench(bench.folder, base="nosuchbase")

@@ -35,6 +35,7 @@ class Recipe:
         settings: what all rows share, by dotted name.
         sizes: numbers that the experiment reads, such as how many items a test set has at most.
         paper: the rows that the paper prints, under our columns' names.
+        notes: how the settings were chosen.
         differs: where ours and the paper's differ, and why.
     """
 
@@ -45,6 +46,7 @@ class Recipe:
     settings: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, Any] = field(default_factory=dict)
     paper: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
     differs: tuple[str, ...] = ()
 
 
@@ -65,13 +67,16 @@ class Experiment:
     notes: list[str] = field(default_factory=list)
 
 
-def read_recipe(name: str, changes: dict[str, Any] | None = None, objectives: Sequence[str] = ()) -> Recipe:
+def read_recipe(
+    name: str, changes: dict[str, Any] | None = None, objectives: Sequence[str] = (), concepts: Sequence[str] = ()
+) -> Recipe:
     """The recipe of a table or figure.
 
     Args:
         name: a row of `catalog.EXPERIMENTS`, or the path of a YAML file.
         changes: settings by dotted name (``train.steps``) that every method gets, and sizes (``sizes.test``).
         objectives: further methods by their objective, with the settings that all share.
+        concepts: erasures in place of the recipe's, for data that do not name those.
 
     Raises:
         UserError: no such file, not YAML, or an unknown key or setting.
@@ -86,7 +91,15 @@ def read_recipe(name: str, changes: dict[str, Any] | None = None, objectives: Se
     known = {item.name: item for item in dataclasses.fields(Recipe)}
     if not isinstance(values, dict) or "title" not in values or values.keys() - known.keys():
         raise UserError(f"Recipe {path} must be a mapping with a title, and at most {', '.join(sorted(known))}.")
-    for key, kind in {"seeds": list, "paper": list, "differs": list, "concepts": dict, "methods": dict, "settings": dict}.items():
+    for key, kind in {
+        "seeds": list,
+        "paper": list,
+        "notes": list,
+        "differs": list,
+        "concepts": dict,
+        "methods": dict,
+        "settings": dict,
+    }.items():
         if not isinstance(values.get(key, kind()), kind):
             what = "list" if kind is list else "mapping"
             raise UserError(f"Recipe {path}: {key} must be a {what}, not {values[key]!r}: see the bundled recipes.")
@@ -94,6 +107,8 @@ def read_recipe(name: str, changes: dict[str, Any] | None = None, objectives: Se
             values[key] = tuple(values[key])
     values["methods"] = {name: settings or {} for name, settings in (values.get("methods") or {}).items()}
     values["methods"] |= {objective: {"train.objective": objective} for objective in objectives}
+    if concepts:
+        values["concepts"] = {kind: list(concepts) for kind in values.get("concepts", {})}
     for dotted, value in (changes or {}).items():
         target, key = ("sizes", dotted[6:]) if dotted.startswith("sizes.") else ("settings", dotted)
         values.setdefault(target, {})[key] = value
@@ -114,13 +129,19 @@ def names(asked: Sequence[str]) -> list[str]:
     return list(catalog.EXPERIMENTS) if "all" in asked else list(dict.fromkeys(asked))
 
 
-def reproduce(name: str, bench: Bench, changes: dict[str, Any] | None = None, objectives: Sequence[str] = ()) -> dict[str, Any]:
+def reproduce(
+    name: str,
+    bench: Bench,
+    changes: dict[str, Any] | None = None,
+    objectives: Sequence[str] = (),
+    concepts: Sequence[str] = (),
+) -> dict[str, Any]:
     """Run one experiment and write its table.
 
     Args:
         name: a row of `catalog.EXPERIMENTS`.
         bench: where it runs; what earlier experiments trained and measured is used again.
-        changes, objectives: see `read_recipe`.
+        changes, objectives, concepts: see `read_recipe`.
 
     Returns:
         What ``ID.json`` holds.
@@ -129,7 +150,7 @@ def reproduce(name: str, bench: Bench, changes: dict[str, Any] | None = None, ob
         UserError: no such experiment, a wrong recipe, or data that do not fit.
     """
     experiment = catalog.resolve(catalog.EXPERIMENTS, name, "Experiment")
-    recipe = read_recipe(name, changes, objectives)
+    recipe = read_recipe(name, changes, objectives, concepts)
     started = time.perf_counter()
     bench.experiment_folder = bench.folder / name
     found: Experiment = experiment(recipe, bench)
@@ -142,7 +163,7 @@ def reproduce(name: str, bench: Bench, changes: dict[str, Any] | None = None, ob
         "rows": found.rows,
         "paper": list(recipe.paper),
         "figures": [str(path.relative_to(bench.experiment_folder)) for path in found.figures],
-        "notes": found.notes,
+        "notes": [*found.notes, *_settings(recipe), *recipe.notes],
         "differs": list(recipe.differs),
         "seconds": round(time.perf_counter() - started, 1),
         "recipe": dataclasses.asdict(recipe),
@@ -150,6 +171,16 @@ def reproduce(name: str, bench: Bench, changes: dict[str, Any] | None = None, ob
     write_text_atomic(bench.experiment_folder / f"{name}.md", render(result))
     write_json_atomic(bench.experiment_folder / f"{name}.json", result)
     return result
+
+
+def _settings(recipe: Recipe) -> list[str]:
+    """What the methods were run with, in one line."""
+
+    def listed(settings: dict[str, Any]) -> str:
+        return ", ".join(f"{name.removeprefix('train.')} {value}" for name, value in settings.items())
+
+    own = [f"{name}: {listed(settings)}" for name, settings in recipe.methods.items() if settings]
+    return [f"Settings of all methods: {listed(recipe.settings) or 'the defaults'}. {'; '.join(own)}."] if recipe.methods else []
 
 
 def render(result: dict[str, Any]) -> str:

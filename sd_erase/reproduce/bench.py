@@ -1,13 +1,15 @@
 """What all experiments share: a base, its data with a test split, and trained runs that are found again.
 
-In its folder: ``bench/data/{classes,captions}/`` (the pocket base's own data), ``bench/pairs/`` and ``bench/runs/`` (ordinary runs;
-the name ends in a hash of the settings, so that two tables that ask for the same run get the same one).
+In its folder: ``bench/data/{classes,captions}/`` (the pocket base's own data), ``bench/pairs/``, ``bench/embeddings/`` (the
+original's, of the images of the pairs) and ``bench/runs/`` (ordinary runs; the name ends in a hash of the settings, so that two tables that ask for the same run get the same one).
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,16 +143,39 @@ class Bench:
             concepts: a concept, or several joined by " + ".
         """
         config = self.config(concepts, side, seed, settings)
-        key = {**to_dict(config), "device": None, "generate": None, "evaluate": None, "attack": None, "export": None}
-        key["harvest"] = {**key["harvest"], "dataset": self.specs[side]}
-        name = f"{side}-{_name(concepts)}-{_name(config.train.objective)}-seed{seed}-{fingerprint(key, self.base.source)[:8]}"
-        run = RunDir(self.folder / "bench" / "runs" / name)
+        run = RunDir(self.folder / "bench" / "runs" / self._run_name(config, concepts, side))
         if run.read_manifest("train") is None:
             self._stage("harvest", config, run)
+            # the original's image embeddings are the same for every method on these pairs
+            shared = self.folder / "bench" / "embeddings" / f"{side}-{fingerprint(run.pairs, self.base.source)[:8]}"
+            if shared.is_dir() and not run.cache.is_dir():
+                shutil.copytree(shared, run.cache)
             self._stage("train", config, run)
-            shutil.rmtree(run.checkpoints, ignore_errors=True)  # resumable states of a training that is over
+            if run.cache.is_dir() and not shared.is_dir():
+                shared.parent.mkdir(parents=True, exist_ok=True)
+                run.cache.replace(shared)
             shutil.rmtree(run.cache, ignore_errors=True)
+            shutil.rmtree(run.checkpoints, ignore_errors=True)  # resumable states of a training that is over
         return run
+
+    def run_alone(self, settings: dict[str, Any], concepts: str, seed: int = 0, side: str = "classes") -> RunDir:
+        """As `run`, by ``sd-erase train`` in a process of its own and in a folder of its own: its time and memory are its own."""
+        config = self.config(concepts, side, seed, settings)
+        run = RunDir(self.folder / "bench" / "alone" / self._run_name(config, concepts, side))
+        if run.read_manifest("train") is None:
+            write_config(config, run)
+            command = [sys.executable, "-m", "sd_erase", "train", "--run", str(run.path)]
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                raise UserError(f"Training in {run} ended with: {(done.stderr.strip().splitlines() or ['nothing'])[-1]}")
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+        return run
+
+    def _run_name(self, config: RunConfig, concepts: str, side: str) -> str:
+        key = {**to_dict(config), "device": None, "generate": None, "evaluate": None, "attack": None, "export": None}
+        key["harvest"] = {**key["harvest"], "dataset": self.specs[side]}
+        stamp = fingerprint(key, self.base.source)[:8]
+        return f"{side}-{_name(concepts)}-{_name(config.train.objective)}-seed{config.seed}-{stamp}"
 
     def _stage(self, stage: str, config: RunConfig, run: RunDir) -> None:
         run.path.mkdir(parents=True, exist_ok=True)
