@@ -64,6 +64,8 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
     progress = progress or NoProgress()
     run.require("harvest", "harvest")
     base, concepts, pairs = bases.resolve(config.base), read_concepts(run), read_pairs(run)
+    if config.train.clip:
+        base = dataclasses.replace(base, clip_partner=str(Path(config.train.clip).expanduser()))
     method: Method = catalog.resolve(catalog.METHODS, config.train.objective, "Objective")()
     settings = _resolved(config.train, method, base)
     inputs = fingerprint(
@@ -78,7 +80,7 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
         return run.read_manifest("train") or {}
     accelerator = _accelerator(config)
     both = settings.towers == "both"
-    towers = load_towers(base, accelerator.device, need_images=method.needs_images or both)
+    towers = load_towers(base, accelerator.device, need_images=method.needs_images or both or bool(config.train.clip))
     anchors = {concept.name: choose_anchor(towers, concept) if concept.anchor is None else concept.anchor for concept in concepts}
     concepts = [
         concept
