@@ -82,7 +82,7 @@ def _karpathy(file: Path, images: Path | None) -> Iterator[Caption]:
             name, split = str(row["filename"]), str(row.get("split") or "") or None
             texts = [sentence["raw"].strip() for sentence in row["sentences"]]
         except (TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{file} is not Karpathy's form (an image without {error}): pass dataset_flickr30k.json.") from error
+            raise UserError(f"{file} is not Karpathy's form (a bad image: {error}): pass dataset_flickr30k.json.") from error
         image = image_inside(images, name, file) if images else None
         for number, text in enumerate(texts):
             if text:
