@@ -126,7 +126,10 @@ def _parquet(shards: list[Path], folder: Path | None, wanted: Collection[str] | 
             name = name if "." in name else f"{name}.jpg"
             split = str(row.get("split") or splits[shard] or "") or None
             texts = _texts(row[text_column])
-            keys = [f"{name}#{number}" for number in range(len(texts))]
+            # a row for each caption: its position keeps the captions of one image apart
+            is_alone = name_column is not None and isinstance(row[text_column], str) and len(texts) == 1
+            numbers = [position] if is_alone else range(len(texts))
+            keys = [f"{name}#{number}" for number in numbers]
             image = None
             if image_column and folder is not None:
                 content = row.get("image") if wanted is not None and not set(keys).isdisjoint(wanted) else None
