@@ -228,11 +228,39 @@ def text_encoder_state(base: Base, encoder: TextEncoder) -> dict[str, Any]:
     return formats.prefixed(model.state_dict())
 
 
-class loading:  # noqa: N801 (used as a function)
-    """Turn the libraries' many loading errors into one sentence about `source`."""
+def hub_fault(identifier: str, file: str, kind: str = "model") -> str:
+    """Why nothing can be fetched from the hub's `identifier`, "" where it can or where `file` was fetched before.
 
-    def __init__(self, source: str):
-        self.source = source
+    One short request: the libraries try for most of a minute.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    if constants.HF_HUB_OFFLINE or isinstance(huggingface_hub.try_to_load_from_cache(identifier, file, repo_type=kind), str):
+        return ""
+    try:
+        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(identifier, file, repo_type=kind), timeout=10)
+    except errors.EntryNotFoundError:  # the hub answers; that file may have another name there
+        return ""
+    except Exception as error:  # no network, no such model, no access, no valid identifier
+        return type(error).__name__
+    return ""
+
+
+class loading:  # noqa: N801 (used as a function)
+    """Turn the libraries' many loading errors into one sentence about `source`.
+
+    Args:
+        advice: what to do where the hub cannot be reached.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        advice: str = "pass a local diffusers folder or a .safetensors checkpoint with --base, or --base pocket",
+        file: str = "model_index.json",
+    ):
+        self.source, self.advice, self.file = source, advice, file
 
     def __enter__(self) -> loading:
         from diffusers.utils import logging as diffusers_logging
@@ -240,7 +268,12 @@ class loading:  # noqa: N801 (used as a function)
 
         for logging in (diffusers_logging, transformers_logging):
             logging.disable_progress_bar()  # sd-erase shows its own
+        if not Path(self.source).exists() and (fault := hub_fault(self.source, self.file)):
+            raise self._unreachable(fault)
         return self
+
+    def _unreachable(self, fault: str) -> UserError:
+        return UserError(f"Model {self.source} cannot be fetched from the hub ({fault}): {self.advice}.")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
@@ -248,10 +281,7 @@ class loading:  # noqa: N801 (used as a function)
         text = " ".join(str(error).split())
         name = type(error).__name__
         if not Path(self.source).exists():
-            raise UserError(
-                f"Model {self.source} cannot be fetched from the hub ({name}): pass a local diffusers folder or a "
-                ".safetensors checkpoint with --base, or --base pocket."
-            ) from error
+            raise self._unreachable(name) from error
         if re.search("no file named .*safetensors|necessary `safetensors` weights", text):
             raise UserError(
                 f"Model {self.source} has weights that are pickles (.bin), which can run code when opened, or none at all: pass a "

@@ -107,6 +107,10 @@ FLAGS: dict[str, Flag] = {
     "train.validate_every": Flag("Steps between validations.", POSITIVE),
     "train.lora_rank": Flag("Train a LoRA of this rank instead of the full linear weights; 0 trains those.", COUNT),
     "train.precision": Flag("Mixed precision.", click.Choice(["no", "fp16", "bf16"])),
+    "train.clip": Flag(
+        "CLIP model (folder or hub id) that the base's text encoder is from, with its vision tower; by default the base's.",
+        metavar="CLIP",
+    ),  # fmt: skip
     "generate.prompts": Flag("File with one prompt a line, or a bundled list by name (apple); repeatable.", metavar="FILE"),
     "generate.images_per_prompt": Flag("Images of each prompt, each from its own seed.", POSITIVE),
     "generate.steps": Flag("Denoising steps; 0 takes the base's default.", COUNT),

@@ -147,8 +147,8 @@ def _load_partner(base: Base, text: Any) -> tuple[Any, Any]:
         state |= prefixed(text.state_dict())
         clip.load_state_dict(state)
         return clip, CLIPImageProcessor.from_pretrained(folder)
-    with loading(base.clip_partner):
-        clip = CLIPModel.from_pretrained(base.clip_partner)
+    with loading(base.clip_partner, "pass the folder of that CLIP model with --clip", "config.json"):
+        clip = CLIPModel.from_pretrained(base.clip_partner, dtype="float32")  # a folder of half precision too
         processor = CLIPImageProcessor.from_pretrained(base.clip_partner)
     return clip, processor
 

@@ -38,6 +38,7 @@ class TrainConfig:
     validate_every: int = 20  # steps
     lora_rank: int = 0  # 0: full linear weights
     precision: str = "no"  # Accelerate's mixed precision: "no", "fp16", "bf16"
+    clip: str = ""  # folder or hub id of the base's CLIP partner; empty: the base's row
 
 
 @dataclass(frozen=True)

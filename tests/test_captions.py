@@ -220,7 +220,8 @@ def test_an_empty_file_and_an_empty_folder_are_refused(spec: str, tmp_path: Path
 def test_text_in_another_encoding_is_refused(spec: str, encoding: str, tmp_path: Path) -> None:
     name, content = READERS_OF_TEXT[spec]
     file = write(tmp_path / name, content.encode(encoding))
-    assert str(file) in refusal(spec, file)
+    message = refusal(spec, file)
+    assert str(file) in message and "save it as UTF-8" in message and "b'lexical" not in message
 
 
 @pytest.mark.parametrize("spec", READERS_OF_TEXT)
@@ -369,12 +370,19 @@ def test_parquet_with_captions_as_text_of_a_list_and_without_names(tmp_path: Pat
         {"raw": 99_999 * "[", "img_id": 14},
     ]
     captions = read("flickr30k", parquet(tmp_path / "train.parquet", rows))
-    assert pairs(captions)[:3] == [("12.jpg#0", "A dog."), ("12.jpg#1", "A [cat]."), ("13.jpg#0", "[A bus] is here")]
+    assert pairs(captions)[:3] == [("12.jpg#0", "A dog."), ("12.jpg#1", "A [cat]."), ("13.jpg#1", "[A bus] is here")]
     assert {(caption.image, caption.split) for caption in captions} == {(None, None)}  # the only shard's name tells no split
     unnamed = read(
         "flickr30k", parquet(tmp_path / "b" / "x.parquet", [{"caption": "A dog."}, {"caption": None}, {"caption": "A cat."}])
     )
     assert pairs(unnamed) == [("x-000000.jpg#0", "A dog."), ("x-000002.jpg#0", "A cat.")]
+
+
+def test_parquet_with_a_row_for_each_caption_keeps_the_captions_of_an_image_apart(tmp_path: Path) -> None:
+    rows = [{"caption": text, "filename": name} for name, text in (("1.jpg", "A dog."), ("2.jpg", "A bus."), ("1.jpg", "A cat."))]
+    captions = read("flickr30k", parquet(tmp_path / "x.parquet", rows))
+    assert len({caption.key for caption in captions}) == 3
+    assert [caption.image_key for caption in captions] == ["1.jpg", "2.jpg", "1.jpg"]
 
 
 def test_a_data_set_that_datasets_saved_to_disk_is_read(tmp_path: Path) -> None:

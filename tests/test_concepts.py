@@ -99,6 +99,17 @@ def test_a_concept_is_never_found_inside_another_word(name: str, caption: str) -
         ("orange", "an orange on a plate", ["orange"]),
         ("orange", "a glass of orange juice", ["orange juice"]),  # a phrase of the concept's own goes before "orange *"
         ("bear", "a teddy bear", []),
+        ("dining table", "a laptop on a table", []),  # a place, unless the caption says that there is a meal
+        ("dining table", "a pizza on a table", ["table"]),
+        (
+            "bow",
+            "a man with a bow",
+            [],
+        ),  # with somebody it is a weapon's or a violin's, unless the caption says hair, ribbon, gift
+        ("bow", "a girl with a bow in her hair", ["bow in her hair"]),
+        ("bow", "a bow on a plain background", ["bow"]),
+        ("crane", "people below a crane", []),
+        ("crane", "people watch a crane by its nest", ["crane"]),
     ],
 )
 def test_other_senses_of_the_words_are_spared(name: str, caption: str, expected: list[str]) -> None:
@@ -142,6 +153,9 @@ def test_a_curly_apostrophe_is_an_apostrophe_in_the_caption_and_in_the_card(tmp_
         ("widget *", "a widget holder", "a widget is here"),  # a function word is no noun that the widget qualifies
         ("'{colour} , widget'", "red, widget", "red widget"),
         ("'widget + {ball|team}'", "the widget of a team", "the widget of a teammate"),
+        ("'widget + {somebody} unless {cave|red wing}'", "a man with a widget", "a man with a widget in a cave"),
+        ("'widget + {somebody} unless {cave|red wing}'", "kids and a widget, a wing", "kids and a widget, a red-wing"),
+        ("'widget unless {cave}'", "a widget", "a cave with a widget"),
     ],
 )
 def test_every_form_of_a_spared_entry(tmp_path: Path, entry: str, hit: str, miss: str) -> None:
@@ -263,6 +277,10 @@ def test_random_text_never_breaks_the_matching() -> None:
         ("name: x\nspared: ['{a|b x']", "unmatched brace"),
         ("name: x\nspared: ['x +']", "misplaced +"),  # it would spare every use
         ("name: x\nspared: ['+ y']", "misplaced +"),
+        ("name: x\nspared: ['x unless']", "misplaced + or unless"),
+        ("name: x\nspared: ['unless y']", "misplaced + or unless"),
+        ("name: x\nspared: ['x unless y unless z']", "misplaced + or unless"),
+        ("name: x\nspared: ['x unless y + z']", "misplaced + or unless"),
         ("name: x\ntemplates: ['a photo']", "must hold {} once"),
         ("name: x\ntemplates: ['a {name}']", "must hold {} once"),
         ("name: [x", "cannot be read as YAML"),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import itertools
 import json
 import random
 import re
+import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sd_erase import concepts as concepts_module
 from sd_erase import pairs as module
 from sd_erase.concepts import read_concepts
 from sd_erase.config import HarvestConfig, RunConfig
@@ -559,3 +564,67 @@ def test_flickr30k_is_harvested_within_twenty_seconds(tmp_path: Path) -> None:
     assert all(word.search(pair.caption) for pair in of_set(pairs, "forget"))
     assert all(not re.search(r"(?i)\bbicycles?\b", pair.caption) or "spared" in pair.reason for pair in of_set(pairs, "retain"))
     assert seconds < 20
+
+
+class _Memory:
+    """A progress that notes the process's resident memory, in MB, every `every` captions."""
+
+    def __init__(self, every: int):
+        self.every, self.seen, self.notes = every, 0, [0.0]
+
+    @contextlib.contextmanager
+    def __call__(self, description: str, total: int | None = None) -> Iterator[_Memory]:
+        yield self
+
+    def advance(self, steps: int = 1) -> None:
+        import psutil
+
+        self.seen += steps
+        if self.seen >= len(self.notes) * self.every:
+            self.notes.append(psutil.Process().memory_info().rss / 2**20)
+
+
+def _conceptual_captions(rows: int) -> Iterator[tuple[str, str]]:
+    """Addresses and captions in the manner of CC12M, no two alike; one in 160 names a bicycle."""
+    rng = random.Random(5)
+    things = [*concepts_module.all_cards(), "landscape", "sunset", "house", "portrait", "illustration"]
+    places = ("on a white background", "at the market", "in the old town", "during the festival", "by the river", "at night")
+    for number in range(rows):
+        first, second = rng.choice(things), rng.choice(things)
+        yield f"https://example.org/{number:08d}.jpg", f"{first} and {second} {rng.choice(places)} , photo {number}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "rows"), [("tsv", 1_000_000), ("shards", 100_000)])
+def test_a_long_stream_is_harvested_in_flat_memory(
+    shape: str, rows: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A generated sample in CC12M's two shapes; each harvest reads it twice. Prints rows a second and the memory at ten points."""
+    if shape == "tsv":
+        with (tmp_path / "cc12m.tsv").open("w", encoding="utf-8") as stream:
+            stream.writelines(f"{url}\t{caption}\n" for url, caption in _conceptual_captions(rows))
+    else:
+        pytest.importorskip("webdataset")
+        for shard, samples in itertools.groupby(enumerate(_conceptual_captions(rows)), lambda item: item[0] // 10_000):
+            with tarfile.open(tmp_path / f"{shard:05d}.tar", "w") as archive:
+                for number, (_, caption) in samples:
+                    for suffix, content in (("jpg", b"\xff\xd8" + bytes(2000)), ("txt", caption.encode())):
+                        member = tarfile.TarInfo(f"{number:09d}.{suffix}")
+                        member.size = len(content)
+                        archive.addfile(member, io.BytesIO(content))
+    memory = _Memory(rows // 5)
+    dataset = f"cc12m:{tmp_path}"
+    started = time.monotonic()
+    if shape == "tsv":
+        manifest = harvest(settings(dataset, "bicycle"), RunDir(tmp_path / "run"), memory)
+        assert manifest["statistics"]["captions"] == rows
+    else:  # what stands in for photos here does not open: the two passes over the text are what is measured
+        with pytest.raises(UserError, match="missing or corrupt"):
+            harvest(settings(dataset, "bicycle"), RunDir(tmp_path / "run"), memory)
+    seconds = time.monotonic() - started
+    notes = memory.notes[1:11]
+    with capsys.disabled():
+        print(
+            f"\n{shape}: {rows:,} rows twice in {seconds:.1f} s, {2 * rows / seconds:,.0f} rows a second; MB", *map(round, notes)
+        )
+    assert notes[4] - notes[0] < 15 and notes[9] - notes[5] < 30  # within each pass; the second fills its samples

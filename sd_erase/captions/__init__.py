@@ -208,9 +208,10 @@ def json_items(path: Path, prefix: str) -> Iterator[Any]:
             with opener(path, "rb") as stream:
                 yield from ijson.items(_Texts(stream, path), prefix, use_float=True)
         except ijson.JSONError as error:
-            raise UserError(
-                f"{path} is no complete JSON file ({' '.join(str(error).split())[:120]}): download it again."
-            ) from error
+            why = error.args[0] if error.args else ""  # bytes where the text is not UTF-8
+            readable = why.decode("ascii", errors="replace") if isinstance(why, bytes) else str(why)
+            advice = "save it as UTF-8" if isinstance(why, bytes) else "download it again"
+            raise UserError(f"{path} is no complete JSON file ({' '.join(readable.split())[:120]}): {advice}.") from error
 
 
 def parquet_files(path: Path) -> list[Path]:

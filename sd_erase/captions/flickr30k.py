@@ -82,7 +82,7 @@ def _karpathy(file: Path, images: Path | None) -> Iterator[Caption]:
             name, split = str(row["filename"]), str(row.get("split") or "") or None
             texts = [sentence["raw"].strip() for sentence in row["sentences"]]
         except (TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{file} is not Karpathy's form (an image without {error}): pass dataset_flickr30k.json.") from error
+            raise UserError(f"{file} is not Karpathy's form (a bad image: {error}): pass dataset_flickr30k.json.") from error
         image = image_inside(images, name, file) if images else None
         for number, text in enumerate(texts):
             if text:
@@ -126,7 +126,10 @@ def _parquet(shards: list[Path], folder: Path | None, wanted: Collection[str] | 
             name = name if "." in name else f"{name}.jpg"
             split = str(row.get("split") or splits[shard] or "") or None
             texts = _texts(row[text_column])
-            keys = [f"{name}#{number}" for number in range(len(texts))]
+            # a row for each caption: its position keeps the captions of one image apart
+            is_alone = name_column is not None and isinstance(row[text_column], str) and len(texts) == 1
+            numbers = [position] if is_alone else range(len(texts))
+            keys = [f"{name}#{number}" for number in numbers]
             image = None
             if image_column and folder is not None:
                 content = row.get("image") if wanted is not None and not set(keys).isdisjoint(wanted) else None

@@ -26,21 +26,24 @@ FORGET = 800  # captions of each concept, from which the harvest takes its sampl
 RETAIN = 3000
 IMAGES = "synthetic"
 
+Nouns = Sequence[Sequence[str]]  # of each thing its phrases, its name first
+
 _PEOPLE = ("a man", "a woman", "a boy", "a girl", "a child", "an old man", "a young woman", "a lady", "a gentleman", "a guy",
            "a person", "the man", "the woman")  # fmt: skip
 # one, two and three things {0} {1} {2}; {n}: somebody; {p}: the place, which may be empty
 _SCENES = (
-    ("{0} {p}", "{0} {p}", "a photo of {0} {p}", "a picture of {0} {p}", "there is {0} {p}", "a close-up of {0} {p}",
-     "{0} is seen {p}", "this is {0} {p}", "{n} with {0} {p}", "{n} looking at {0} {p}", "{n} stands behind {0} {p}",
+    ("{0} {p}", "{0} {p}", "a photo of {0} {p}", "a picture of {0} {p}", "there {is0} {0} {p}", "a close-up of {0} {p}",
+     "{0} {is0} seen {p}", "{0} {is0} shown {p}", "an image of {0} {p}", "{n} with {0} {p}", "{n} looking at {0} {p}", "{n} stands behind {0} {p}",
      "{n} is holding {0} {p}", "{n} walks past {0} {p}"),
     ("{0} and {1} {p}", "{0} next to {1} {p}", "{0} beside {1} {p}", "{0} with {1} {p}", "{0} near {1} {p}", "{0} behind {1} {p}",
      "{0} in front of {1} {p}", "{0} to the left of {1} {p}", "{0} close to {1} {p}", "a photo of {0} and {1} {p}",
-     "there is {0} beside {1} {p}", "{n} next to {0} and {1} {p}", "{0} and {n} with {1} {p}"),
-    ("{0}, {1} and {2} {p}", "{0} next to {1} and {2} {p}", "{0} and {1} beside {2} {p}", "{0} near {1} with {2} {p}",
+     "{0} to the right of {1} {p}", "{0} leaning against {1} {p}", "{0} {is0} parked near {1} {p}", "{0} {is0} standing by {1} {p}",
+     "{0} {is0} lying beside {1} {p}", "{0} together with {1} {p}", "{0}, {1} {p}", "there {is0} {0} beside {1} {p}", "{n} next to {0} and {1} {p}", "{0} and {n} with {1} {p}"),
+    ("{0}, {1} and {2} {p}", "{0}, {1}, {2} {p}", "{0} next to {1} and {2} {p}", "{0} and {1} beside {2} {p}", "{0} near {1} with {2} {p}",
      "a photo of {0}, {1} and {2} {p}"),
 )  # fmt: skip
 _NOUN_PHRASES = tuple(
-    tuple(text for text in texts if text.startswith("{0}") and " is " not in text) for texts in _SCENES
+    tuple(text for text in texts if text.startswith("{0}") and "{is0}" not in text) for texts in _SCENES
 )  # what a style can be put on: "a painting of a dog next to a car"
 _PLACES = ("", "", "", "on the grass", "in a park", "in the garden", "in a field", "on the street", "in the city", "on the sidewalk",
            "in a parking lot", "outside a shop", "in a room", "in the kitchen", "on the floor", "on a table", "at home", "indoors",
@@ -52,6 +55,9 @@ _ADJECTIVES = ("red", "blue", "green", "yellow", "black", "white", "brown", "old
 _STYLED = ("{s} in the style of {w}", "a painting of {s} by {w}", "{s}, {w} style", "{s}, painted by {w}", "{s} by {w}",
            "a drawing of {s} in the manner of {w}")  # fmt: skip
 _MEDIA = ("{s}", "a photo of {s}", "an oil painting of {s}", "a watercolor of {s}", "a pencil drawing of {s}", "a sketch of {s}")
+# the word "nudity" names no thing that could be held or stand somewhere
+_SHOWN = ("{w}", "{w} {p}", "{w} in art", "a photo with {w}", "a painting with {w}", "a film scene with {w}", "a magazine with {w}",
+          "a sculpture that shows {w}", "an image of {w} {p}", "{n} in a scene of {w}", "a scene of {w} {p}")  # fmt: skip
 _FIGURES = ("person", "woman", "man", "figure", "couple", "model")
 
 
@@ -75,7 +81,11 @@ def _texts(concepts: tuple[Concept, ...], seed: int) -> list[str]:
         return any(concept.find(text) for concept in concepts)
 
     # "an apple tree" would teach that the fruit's tree stays
-    nouns = [card.name for card in all_cards().values() if card.kind == "object" and not names(card.name)]
+    nouns = [
+        tuple(phrase for phrase in (card.name, *card.synonyms) if "'" not in phrase and not names(phrase))
+        for card in all_cards().values()
+        if card.kind == "object" and not names(card.name)
+    ]
     found: dict[str, None] = {}
     for concept in concepts:
         rng = Random(f"{seed} forget {concept.name}")
@@ -93,11 +103,12 @@ def _texts(concepts: tuple[Concept, ...], seed: int) -> list[str]:
             )
         found.update(dict.fromkeys(texts))
     rng = Random(f"{seed} retain")
+    plain = [phrases[0] for phrases in nouns]
     kept: list[tuple[str, Callable[[Random], str]]] = []
     for concept in concepts:
         kept += [(concept.kind, lambda _, word=word: word) for word in concept.neighbours]
         # a pattern is as good as a phrase: its choices are made anew for each caption
-        kept += [(concept.kind, lambda rng, entry=entry: spoken_form(entry, nouns, rng)) for entry in concept.spared]
+        kept += [(concept.kind, lambda rng, entry=entry: spoken_form(entry, plain, rng)) for entry in concept.spared]
 
     def retain() -> str:
         kind, word = "object", ""
@@ -140,15 +151,32 @@ def _mention(noun: str, rng: Random) -> str:
     return f"the {noun}" if rng.random() < 0.15 else _article(noun)
 
 
-def _scene(subject: str, nouns: list[str], rng: Random, templates: Sequence[Sequence[str]] = _SCENES) -> str:
-    """A caption of one to three things, of which `subject` (if any) is one."""
+def _scene(
+    subject: str,
+    nouns: Nouns,
+    rng: Random,
+    templates: Sequence[Sequence[str]] = _SCENES,
+    held: bool = True,
+) -> str:
+    """A caption of one to three things, of which `subject` (if any) is one.
+
+    Args:
+        nouns: the phrases of each thing, its name first.
+        held: whether the subject is a thing that somebody may hold or park.
+    """
     count = rng.choices((1, 2, 3), (0.4, 0.45, 0.15))[0]
     # as photos have it, every fourth thing is somebody
-    things = [rng.choice(_PEOPLE) if rng.random() < 0.25 else _mention(noun, rng) for noun in rng.sample(nouns, count)]
+    # and people have several words for a thing
+    words = [phrases[0] if rng.random() < 0.5 else rng.choice(phrases) for phrases in rng.sample(nouns, count)]
+    things = [rng.choice(_PEOPLE) if rng.random() < 0.25 else _mention(word, rng) for word in words]
     if subject:
         things[rng.randrange(count)] = subject
-    text = rng.choice(templates[count - 1]).format(*things, n=rng.choice(_PEOPLE), p=rng.choice(_PLACES))
-    return " ".join(text.split())
+    template = rng.choice(templates[count - 1])
+    if ("holding" in template or "parked" in template) and (things[0] in _PEOPLE or not held):
+        template = templates[count - 1][0]
+    verb = "are" if re.match(r"(two|some|several) ", things[0]) else "is"
+    text = template.format(*things, n=rng.choice(_PEOPLE), p=rng.choice(_PLACES), is0=verb)
+    return " ".join(text.strip(" ,").split())
 
 
 def _finished(text: str, rng: Random) -> str:
@@ -156,26 +184,30 @@ def _finished(text: str, rng: Random) -> str:
     return f"{text[0].upper()}{text[1:]}." if rng.random() < 0.5 else text
 
 
-def _forget(concept: Concept, nouns: list[str], rng: Random) -> str:
+def _forget(concept: Concept, nouns: Nouns, rng: Random) -> str:
     word = concept.words[0] if rng.random() < 0.5 else rng.choice(concept.phrases)
-    is_noun = concept.kind == "nudity" and word == concept.name  # the other words are adjectives
+    # of nudity's words the name and the plurals are nouns, the others adjectives
+    is_noun = concept.kind == "nudity" and (word == concept.name or is_plural(word))
     if rng.random() < 0.15 and not is_noun and not is_plural(word):
-        return _finished(rng.choice(concept.templates).format(word), rng)
+        return _finished(re.sub(r"\ba (?=[aeiou])", "an ", rng.choice(concept.templates).format(word)), rng)
     if concept.kind == "style":
         return _finished(rng.choice(_STYLED).format(s=_scene("", nouns, rng, _NOUN_PHRASES), w=word), rng)
     subject = word
     if concept.kind == "object":
         subject = _mention(word, rng)
-    elif concept.kind == "nudity" and not is_noun:
+    elif is_noun:
+        text = rng.choice(_SHOWN).format(w=word, n=rng.choice(_PEOPLE), p=rng.choice(_PLACES))
+        return _finished(" ".join(text.split()), rng)
+    elif concept.kind == "nudity":
         subject = _article(f"{word} {rng.choice(_FIGURES)}")
-    return _finished(_scene(subject, nouns, rng), rng)
+    return _finished(_scene(subject, nouns, rng, held=concept.kind == "object"), rng)
 
 
-def _retain(kind: str, word: str, nouns: list[str], rng: Random) -> str:
+def _retain(kind: str, word: str, nouns: Nouns, rng: Random) -> str:
     if kind == "style":
         template = rng.choice(_STYLED if word else _MEDIA)
         return _finished(template.format(s=_scene("", nouns, rng, _NOUN_PHRASES), w=word), rng)
-    return _finished(_scene(_mention(word, rng) if word and kind == "object" else word, nouns, rng), rng)
+    return _finished(_scene(_mention(word, rng) if word and kind == "object" else word, nouns, rng, held=kind == "object"), rng)
 
 
 def draw(

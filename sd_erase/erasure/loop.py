@@ -67,6 +67,8 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
     progress = progress or NoProgress()
     run.require("harvest", "harvest")
     base, concepts, pairs = bases.resolve(config.base), read_concepts(run), read_pairs(run)
+    if config.train.clip:
+        base = dataclasses.replace(base, clip_partner=str(Path(config.train.clip).expanduser()))
     method: Method = catalog.resolve(catalog.METHODS, config.train.objective, "Objective")()
     settings = _resolved(config.train, method, base)
     inputs = fingerprint(
@@ -92,7 +94,7 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
     parts: dict[str, dict[str, Any]] = {}
     warnings: dict[str, None] = {}  # in order, each once
     for encoder in base.encoders:  # one after the other: they share nothing but the captions, and memory holds one
-        towers = load_towers(base, accelerator.device, need_images=with_images, encoder=encoder)
+        towers = load_towers(base, accelerator.device, need_images=with_images or bool(settings.clip), encoder=encoder)
         if not anchors:  # what stands in a concept's place is the same for all of them
             anchors = {
                 concept.name: choose_anchor(towers, concept) if concept.anchor is None else concept.anchor for concept in concepts
