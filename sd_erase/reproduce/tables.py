@@ -115,7 +115,7 @@ def zero_shot(recipe: Recipe, bench: Bench) -> Experiment:
             seeds = recipe.seeds if settings is not None else (0,)
             cells = [zero_shot_of(bench, settings, each, seed, side, recipe) for each in erasures for seed in seeds]
             rows.append({"data": side, "method": method, **_mean(cells)})
-    return Experiment(["data", "method", *ZERO_SHOT, *SPARED], rows, notes=_notes(recipe, bench))
+    return Experiment(["data", "method", *ZERO_SHOT, *SPARED], rows, notes=_notes(recipe))
 
 
 def variance(recipe: Recipe, bench: Bench) -> Experiment:
@@ -137,7 +137,7 @@ def variance(recipe: Recipe, bench: Bench) -> Experiment:
         rows.append({"class": name, **{key: function([each[key] for each in by_class]) for key in ZERO_SHOT}})  # fmt: skip
     columns = ["class", *ZERO_SHOT, *(f"{key[:-2]}, seeds" for key in ZERO_SHOT)]
     notes = [f"Method {method}; the columns 'seeds' give the lowest and highest of {len(recipe.seeds)} training seeds."]
-    return Experiment(columns, rows, notes=notes + _notes(recipe, bench))
+    return Experiment(columns, rows, notes=notes + _notes(recipe))
 
 
 def retrieval(recipe: Recipe, bench: Bench) -> Experiment:
@@ -153,7 +153,12 @@ def retrieval(recipe: Recipe, bench: Bench) -> Experiment:
     order = sorted(found, key=lambda key: key[0])
     rows = [{"task": task, "method": method, **_mean(found[task, method])} for task, method in order]
     columns = [f"R@{k}, {name} %" for k in RECALLS for name in ("forget", "retain")]
-    return Experiment(["task", "method", *columns], rows, notes=_notes(recipe, bench))
+    notes = [
+        _erased(recipe),
+        "Karpathy's protocol: the gallery is all test images, or all five captions of each; an image belongs to the forget set where any "
+        "of its captions names what is erased, and all its captions with it.",
+    ]
+    return Experiment(["task", "method", *columns], rows, notes=notes)
 
 
 def recall_of(
@@ -206,7 +211,7 @@ def proportion(recipe: Recipe, bench: Bench) -> Experiment:
             cells = [zero_shot_of(bench, own, concepts, seed, side, recipe) for seed in (recipe.seeds if own else (0,))]
             rows.append({"method": method, "classes": forgotten, "share %": 100 * forgotten / total, **_mean(cells)})
     figure = plot_lines(rows, bench.experiment_folder / "figure3")
-    return Experiment(["method", "classes", "share %", *ZERO_SHOT], rows, [figure], _notes(recipe, bench))
+    return Experiment(["method", "classes", "share %", *ZERO_SHOT], rows, [figure], _notes(recipe))
 
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers tell them apart in print
@@ -273,15 +278,22 @@ def cost(recipe: Recipe, bench: Bench) -> Experiment:
     return Experiment(list(rows[0]), rows, notes=notes)
 
 
-def _notes(recipe: Recipe, bench: Bench) -> list[str]:
-    notes = [f"Erased: {'; '.join(f'{side}: ' + ', '.join(each) for side, each in recipe.concepts.items())}. Training seeds: {', '.join(map(str, recipe.seeds))}."]  # fmt: skip
+def _erased(recipe: Recipe) -> str:
+    listed = "; ".join(f"{side}: {', '.join(erasures)}" for side, erasures in recipe.concepts.items())
+    return f"Erased: {listed}. Training seeds: {', '.join(map(str, recipe.seeds))}."
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    """How zero-shot prediction and retrieval were measured."""
+    notes = [_erased(recipe)]
     if "classes" in recipe.concepts:
         notes.append(
-            "Prediction: the nearest of all class embeddings, each the normalised mean over prompt templates. Retrieval: the nearest of "
-            "all single class prompts. Both top-1 on images that no training saw."
+            "Classes: prediction takes the nearest of all class embeddings, each the normalised mean over prompt templates; retrieval "
+            "the nearest of all single class prompts. Both top-1, on test images that no training saw."
         )
-    if "captions" in recipe.concepts and "retrieval" not in recipe.title.lower():
+    if "captions" in recipe.concepts:
         notes.append(
-            f"Captions have no classes: prediction finds an image's caption, retrieval a caption's image, in pools of {POOL} pairs."
+            f"Captions have no classes: prediction finds an image's caption, retrieval a caption's image, in pools of {POOL} test pairs "
+            f"of the same set (chance: {100 / POOL:.2f} %)."
         )
     return notes
