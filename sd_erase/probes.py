@@ -66,11 +66,14 @@ def probes(
         )
     lists = [prompt.text for name in bundled for prompt in read_prompts(name)]
     lists = lists[:: max(1, len(lists) // (UNTOUCHED + UNTOUCHED // 2))]  # of every list as many
+    untouched = [text for text in lists if not any(_mentions(concept, text) for concept in concepts)][:UNTOUCHED]
+    if is_pocket and len(untouched) < UNTOUCHED:  # many concepts at once leave few of the lists' prompts
+        untouched += _strangers(concepts, UNTOUCHED - len(untouched))
     groups = {
         "named": named,
         "anchor": [anchored(prompt, concepts, anchors) for prompt in named],
         "unlisted": [sentence for concept in concepts for sentence in _unlisted(concept)] if is_pocket else [],
-        "untouched": [text for text in lists if not any(_mentions(concept, text) for concept in concepts)][:UNTOUCHED],
+        "untouched": untouched,
         "senses": [sentence for concept in concepts for sentence in _senses(concept)] if is_pocket else [],
     }
     return {name: group for name, group in groups.items() if group}
@@ -100,6 +103,22 @@ def _sentences(concept: Concept, count: int) -> list[str]:
         rng.shuffle(names)
         text = world.scene_of(names, number, plain=False).caption
         if len(concept.find(text)) == 1 and text not in sentences:
+            sentences.append(text)
+    return sentences
+
+
+def _strangers(concepts: Sequence[Concept], count: int) -> list[str]:
+    """Held-out sentences of the pocket world that do not mention the concepts."""
+    from random import Random
+
+    from sd_erase.pocket import world
+
+    nouns = [noun.name for noun in world.NOUNS if not any(_mentions(concept, f"a {noun.words[0]}") for concept in concepts)]
+    rng, sentences, number = Random("probes-untouched"), [], 0
+    while len(nouns) > 1 and len(sentences) < count:
+        number += 1
+        text = world.scene_of(rng.sample(nouns, rng.choice((1, 2, 2))), number, plain=False).caption
+        if not any(_mentions(concept, text) for concept in concepts) and text not in sentences:
             sentences.append(text)
     return sentences
 

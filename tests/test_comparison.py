@@ -34,6 +34,13 @@ def test_the_groups_ask_what_they_say() -> None:
     assert not any("apple" in prompt.lower() or "pippin" in prompt.lower() for prompt in groups["untouched"])
 
 
+def test_many_concepts_at_once_leave_untouched_prompts_too() -> None:
+    concepts = [concept_named(name) for name in ("apple", "bicycle", "chair", "elephant", "dog")]
+    groups = probes(concepts, {concept.name: "object" for concept in concepts}, POCKET)
+    assert len(set(groups["untouched"])) == 100
+    assert not any(any(concept.scan(prompt)) for concept in concepts for prompt in groups["untouched"])
+
+
 def test_a_class_without_a_list_is_asked_for_in_held_out_sentences() -> None:
     from sd_erase.pocket import world
 
