@@ -627,4 +627,7 @@ def test_a_long_stream_is_harvested_in_flat_memory(
         print(
             f"\n{shape}: {rows:,} rows twice in {seconds:.1f} s, {2 * rows / seconds:,.0f} rows a second; MB", *map(round, notes)
         )
-    assert notes[4] - notes[0] < 15 and notes[9] - notes[5] < 30  # within each pass; the second fills its samples
+    assert notes[4] - notes[0] < 15  # the first pass holds the captions to forget and 8 bytes an image
+    assert notes[9] - notes[5] < 120  # the second fills its samples, at most some 1,100 captions of each stratum
+    if shape == "tsv":
+        assert notes[9] - notes[7] < 15  # and then stays

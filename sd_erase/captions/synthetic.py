@@ -82,7 +82,11 @@ def _texts(concepts: tuple[Concept, ...], seed: int) -> list[str]:
 
     # "an apple tree" would teach that the fruit's tree stays
     nouns = [
-        tuple(phrase for phrase in (card.name, *card.synonyms) if "'" not in phrase and not names(phrase))
+        tuple(
+            phrase
+            for phrase in (card.name, *card.synonyms)
+            if len(phrase.split()) <= 2 and "'" not in phrase and not names(phrase)
+        )
         for card in all_cards().values()
         if card.kind == "object" and not names(card.name)
     ]
