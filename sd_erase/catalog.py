@@ -54,6 +54,14 @@ EXPERIMENTS = {
     "table10": "sd_erase.reproduce.tables:zero_shot",
     "table11": "sd_erase.reproduce.tables:zero_shot",
     "figure3": "sd_erase.reproduce.tables:proportion",
+    "table5": "sd_erase.reproduce.architectures:blip",
+    "table6": "sd_erase.reproduce.generator:detection",
+    "table8": "sd_erase.reproduce.architectures:patches",
+    "figure1": "sd_erase.reproduce.pictures:grids",
+    "figure4": "sd_erase.reproduce.pictures:grids",
+    "figure5": "sd_erase.reproduce.pictures:heat_maps",
+    "figure6": "sd_erase.reproduce.pictures:tsne",
+    "figure7": "sd_erase.reproduce.pictures:grids",
     "cost": "sd_erase.reproduce.tables:cost",
 }
 
