@@ -19,6 +19,7 @@ from sd_erase.errors import UserError
 POCKET_FOLDER = Path(__file__).parent / "pocket" / "weights"
 CONFIGURATIONS = Path(__file__).parent / "configs"  # of what one-file checkpoints hold, so that they load without a hub
 
+IMAGE_TEXT = ("clip", "blip")  # families of models without a denoiser, for CLIP's own tasks
 
 BROADER_WORDS = ("object", "thing", "vehicle", "animal", "food", "plant", "furniture", "device", "person", "painting", "place")
 
@@ -40,7 +41,7 @@ class Base:
     name: str
     title: str
     source: str  # a hub id, a folder or a checkpoint
-    family: str  # "sd1", "sd2", "sdxl": the layout of its files
+    family: str  # "sd1", "sd2", "sdxl": the layout of its files; or one of `IMAGE_TEXT`
     encoders: tuple[TextEncoder, ...]
     clip_partner: str  # the CLIP model whose vision tower matches the (first) text encoder
     resolution: int  # pixels
@@ -94,6 +95,8 @@ def resolve(name: str) -> Base:
     if path.is_dir():
         index = path / "model_index.json"
         if not index.is_file():
+            if (image_text := _image_text_base(path)) is not None:
+                return image_text
             raise UserError(f"Base {name} is a folder without model_index.json: pass a diffusers model folder.")
         try:
             components = json.loads(index.read_text(encoding="utf-8"))
@@ -114,6 +117,20 @@ def resolve(name: str) -> Base:
     raise UserError(
         f"Base {name!r} is unknown: pass {', '.join(ROWS)}, an existing diffusers folder or .safetensors file, or a hub id "
         "such as owner/name."
+    )
+
+
+def _image_text_base(path: Path) -> Base | None:
+    """The card of a folder that holds transformers' CLIPModel or BlipForImageTextRetrieval, which no denoiser follows; else None."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    if config.get("model_type") not in IMAGE_TEXT:
+        return None
+    row = ROWS["pocket" if config.get("text_config", {}).get("hidden_size") == 128 else "sd15"]
+    return dataclasses.replace(
+        row, name=path.resolve().name, title=str(path), source=str(path), clip_partner=str(path), family=config["model_type"]
     )
 
 
@@ -148,6 +165,8 @@ def load_pipeline(base: Base, dtype: Any = None) -> Any:
     import torch
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
+    if base.family in IMAGE_TEXT:
+        raise UserError(f"Base {base.source} has no denoiser, so it draws no images: pass a Stable Diffusion model.")
     kind = StableDiffusionXLPipeline if base.family == "sdxl" else StableDiffusionPipeline
     options: dict[str, Any] = {"torch_dtype": dtype or torch.float32}
     if kind is StableDiffusionPipeline:

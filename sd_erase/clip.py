@@ -205,6 +205,20 @@ def _text_encoder(base: Base, encoder: TextEncoder) -> tuple[Any, Any, Any]:
     return (model.text_model, model.text_projection, tokenizer) if encoder.pooled else (model, None, tokenizer)
 
 
+def _image_text_model(base: Base) -> tuple[Any, Any, Any]:
+    """A CLIPModel, or a BLIP in its shape, in float32, with its tokenizer and image processor."""
+    import torch
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    with loading(base.source):
+        if base.family == "blip":
+            from sd_erase import blip
+
+            return blip.load(base.source)
+        clip = CLIPModel.from_pretrained(base.source, dtype=torch.float32, use_safetensors=True)
+        return clip, CLIPTokenizer.from_pretrained(base.source), CLIPImageProcessor.from_pretrained(base.source)
+
+
 def load_towers(base: Base, device: Any, *, need_images: bool, encoder: TextEncoder | None = None) -> Towers:
     """One of the base's text encoders twice (student and frozen) in float32, with the CLIP partner around each.
 
@@ -218,11 +232,15 @@ def load_towers(base: Base, device: Any, *, need_images: bool, encoder: TextEnco
     import copy
 
     encoder = encoder or base.encoders[0]
-    text, projection, tokenizer = _text_encoder(base, encoder)
-    text.eval()
     clip = processor = None
     notes: tuple[str, ...] = ()
-    if encoder == base.encoders[0]:
+    if base.family in bases.IMAGE_TEXT:
+        clip, tokenizer, processor = _image_text_model(base)
+        text, projection = clip.text_model, None
+    else:
+        text, projection, tokenizer = _text_encoder(base, encoder)
+    text.eval()
+    if clip is None and encoder == base.encoders[0]:
         try:
             clip, processor = _load_partner(base, text)
         except UserError:

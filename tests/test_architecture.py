@@ -35,7 +35,7 @@ FOUNDATION = {
 }
 # a stage may import itself and what stands before it; stages of one row do not know each other
 ORDER = [
-    {"captions"}, {"pairs"}, {"clip", "erasure"}, {"pipeline"}, {"images"}, {"detection"}, {"metrics"}, {"audit", "evaluation"},
+    {"captions"}, {"pairs"}, {"blip"}, {"clip", "erasure"}, {"pipeline"}, {"images"}, {"detection"}, {"metrics"}, {"audit", "evaluation"},
     {"report", "export", "attacks", "probes"}, {"stages"}, {"demo", "comparison", "reproduce"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
