@@ -42,17 +42,15 @@ def patch_clip(patch: int, folder: Path, steps: int = PATCH_STEPS) -> Path:
     towers = load_towers(ROWS["pocket"], "cpu", need_images=True)
     config = towers.clip.config
     own, config.vision_config.patch_size = config.vision_config.patch_size, patch
-    model = CLIPModel(config)
+    model = CLIPModel(config).float()  # the configuration names the half precision of the shipped file
     state = towers.frozen_clip.state_dict()
-    names = {
-        part: next(key for key in state if key.endswith(part)) for part in ("patch_embedding.weight", "position_embedding.weight")
-    }
-    kernel, positions = (state[name] for name in names.values())
+    names = [f"vision_model.embeddings.{part}_embedding.weight" for part in ("patch", "position")]
+    kernel, positions = (state[name] for name in names)
     rows, own_rows = world.SIZE // patch, world.SIZE // own
-    state[names["patch_embedding.weight"]] = interpolate(kernel, size=patch, mode="bicubic") * (own / patch) ** 2
+    state[names[0]] = interpolate(kernel, size=patch, mode="bicubic") * (own / patch) ** 2
     grid = positions[1:].T.reshape(1, -1, own_rows, own_rows)
     grid = interpolate(grid, size=rows, mode="bicubic").flatten(2)[0].T
-    state[names["position_embedding.weight"]] = torch.cat([positions[:1], grid])
+    state[names[1]] = torch.cat([positions[:1], grid])
     state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
     model.load_state_dict(state)
     if patch != own:
