@@ -333,9 +333,15 @@ def plot_tsne(panels: dict[str, dict[str, tuple[Any, Any]]], forgotten: set[str]
                 *images.T, s=9, color=colour, linewidths=0, alpha=0.75, zorder=order, label=f"{name} (erased)" if gone else name
             )
             axis.scatter(*texts.T, s=42, color=colour, marker="^", edgecolors="white", linewidths=0.6, zorder=order + 2)
+            if gone:
+                for what, points in (("images", images), ("text", texts)):
+                    place = (points[:, 0].mean(), points[:, 1].min())
+                    axis.annotate(
+                        f"{name}: {what}", place, (0, -8), textcoords="offset points", fontsize=TEXT, ha="center", va="top"
+                    )
         axis.set_title(title, fontsize=TEXT + 1)
         axis.set(xticks=[], yticks=[])
-        axis.margins(0.08)
+        axis.margins(0.1)
     handles, names = axis.get_legend_handles_labels()
     handles += [axis.scatter([], [], s=9, color="#666666"), axis.scatter([], [], s=42, color="#666666", marker="^")]
     legend = figure.legend(handles, [*names, "image", "text"], loc="outside lower center", ncols=6, fontsize=TEXT, frameon=False)
