@@ -334,11 +334,10 @@ def plot_tsne(panels: dict[str, dict[str, tuple[Any, Any]]], forgotten: set[str]
             )
             axis.scatter(*texts.T, s=42, color=colour, marker="^", edgecolors="white", linewidths=0.6, zorder=order + 2)
             if gone:
-                for what, points in (("images", images), ("text", texts)):
-                    place = (points[:, 0].mean(), points[:, 1].min())
-                    axis.annotate(
-                        f"{name}: {what}", place, (0, -8), textcoords="offset points", fontsize=TEXT, ha="center", va="top"
-                    )
+                for what, points, offset, edge in (("images", images, -8, min), ("text", texts, 8, max)):
+                    place = (points[:, 0].mean(), edge(points[:, 1]))
+                    options = {"textcoords": "offset points", "fontsize": TEXT, "ha": "center", "va": "center"}
+                    axis.annotate(f"{name}: {what}", place, (0, offset), **options)
         axis.set_title(title, fontsize=TEXT + 1)
         axis.set(xticks=[], yticks=[])
         axis.margins(0.1)
