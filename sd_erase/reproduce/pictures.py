@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 WIDTH = 7.2  # inches, a page's text
 SHOWN = 256  # pixels at most of an image inside a figure
 TEXT, SMALL = 8, 6.5  # points
+LABELS, GAP = 0.85, 0.15  # inches: beside the rows, and between blocks side by side
 # Paul Tol's "muted" colours, which colour-blind readers can tell apart; black is kept for the class that is forgotten
 MUTED = ("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 FORGOTTEN = "#000000"
@@ -88,22 +89,22 @@ def plot_grid(blocks: Sequence[tuple[str, Sequence[str], dict[str, Sequence[Path
 
     columns, rows = len(blocks[0][1]), list(blocks[0][2])
     down = -(-len(blocks) // across)
-    cell = (WIDTH - 0.85 - 0.15 * (across - 1)) / (columns * across)
-    letters = max(10, int(cell * 72 / (SMALL * 0.52)))  # that fit over a column
+    cell = (WIDTH - LABELS - GAP * (across - 1)) / (columns * across)
+    letters = max(10, int(cell * 72 / (SMALL * 0.57)))  # that fit over a column
     wrapped = [[textwrap.fill(prompt, letters) for prompt in prompts] for _, prompts, _ in blocks]
-    head = 0.3 + max(text.count("\n") + 1 for texts in wrapped for text in texts) * SMALL * 1.25 / 72
-    height = down * (head + len(rows) * (cell + 0.04))
+    head = 0.34 + max(text.count("\n") + 1 for texts in wrapped for text in texts) * SMALL * 1.25 / 72
+    height = down * (head + len(rows) * cell)
     figure = Figure(figsize=(WIDTH, height))
     for number, (title, prompts, images) in enumerate(blocks):
-        left = 0.85 + (number % across) * (columns * cell + 0.15)
-        top = height - (number // across) * (head + len(rows) * (cell + 0.04))
+        left = LABELS + (number % across) * (columns * cell + GAP)
+        top = height - (number // across) * (head + len(rows) * cell)
         middle = (left + columns * cell / 2) / WIDTH
-        figure.text(middle, (top - 0.05) / height, title, fontsize=TEXT, fontweight="bold", ha="center", va="top")
+        figure.text(middle, (top - 0.12) / height, title, fontsize=TEXT, fontweight="bold", ha="center", va="top")
         for row, name in enumerate(rows):
-            bottom = top - head - (row + 1) * (cell + 0.04) + 0.04
+            bottom = top - head - (row + 1) * cell + 0.04
             if number % across == 0:
-                label = textwrap.fill(name, 11)
-                figure.text(0.78 / WIDTH, (bottom + cell / 2) / height, label, fontsize=TEXT, ha="right", va="center")
+                label = textwrap.fill(name.replace("+", "+ "), 11, break_long_words=False)
+                figure.text((LABELS - 0.07) / WIDTH, (bottom + cell / 2) / height, label, fontsize=TEXT, ha="right", va="center")
             for column in range(len(prompts)):
                 x, size = left + column * cell, cell - 0.04
                 axis = figure.add_axes((x / WIDTH, bottom / height, size / WIDTH, size / height))
@@ -321,6 +322,7 @@ def project(points: dict[str, tuple[torch.Tensor, torch.Tensor]], seed: int) -> 
 def plot_tsne(panels: dict[str, dict[str, tuple[Any, Any]]], forgotten: set[str], stem: Path) -> Path:
     """One panel a model: images as dots, texts as triangles, a colour a class, as SVG and PNG; returns the SVG."""
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
 
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     for axis, (title, classes) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
@@ -336,7 +338,8 @@ def plot_tsne(panels: dict[str, dict[str, tuple[Any, Any]]], forgotten: set[str]
             if gone:
                 for what, points, offset, edge in (("images", images, -8, min), ("text", texts, 8, max)):
                     place = (points[:, 0].mean(), edge(points[:, 1]))
-                    options = {"textcoords": "offset points", "fontsize": TEXT, "ha": "center", "va": "center"}
+                    options = {"textcoords": "offset points", "fontsize": TEXT, "ha": "center", "va": "center", "zorder": 9}
+                    options["path_effects"] = [withStroke(linewidth=2, foreground="white")]
                     axis.annotate(f"{name}: {what}", place, (0, offset), **options)
         axis.set_title(title, fontsize=TEXT + 1)
         axis.set(xticks=[], yticks=[])
