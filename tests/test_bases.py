@@ -164,3 +164,28 @@ def test_a_clip_or_blip_folder_is_a_base_without_a_denoiser(tmp_path: Path) -> N
     (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UserError, match="model_index.json"):
         bases.resolve(str(tmp_path / "bert"))
+
+
+def test_an_unreachable_hub_is_told_after_one_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    asked: list[dict[str, Any]] = []
+
+    def fail(url: str, **options: Any) -> None:
+        asked.append({"url": url, **options})
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
+    with pytest.raises(UserError, match=r"someone/some-model cannot be fetched from the hub \(ConnectionError\).*--base pocket"):
+        bases.load_pipeline(bases.resolve("someone/some-model"))
+    with (
+        pytest.raises(UserError, match="pass the folder of that CLIP model with --clip"),
+        bases.loading("someone/some-clip", "pass the folder of that CLIP model with --clip", "config.json"),
+    ):
+        raise AssertionError("the request comes first")
+    assert [request["timeout"] for request in asked] == [10, 10]
+    assert asked[0]["url"].endswith("model_index.json") and asked[1]["url"].endswith("config.json")
+    with bases.loading(str(tmp_path)):
+        pass
+    assert len(asked) == 2  # a local folder asks nobody
