@@ -44,3 +44,28 @@ def test_a_fine_tunes_own_encoder_is_trained_and_it_is_said(
     for clip, own in ((towers.clip, towers.text), (towers.frozen_clip, towers.frozen_text)):
         assert clip.text_model is own
         assert torch.equal(own.state_dict()["encoder.layers.1.mlp.fc2.weight"], expected)
+
+
+def test_a_clip_partner_that_is_named_is_the_one_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sd_erase.config import HarvestConfig, RunConfig, TrainConfig
+    from sd_erase.erasure import loop
+    from sd_erase.errors import UserError
+    from sd_erase.pairs import harvest
+    from sd_erase.rundir import RunDir
+
+    (tmp_path / "captions.jsonl").write_text(
+        '{"caption": "a bicycle"}\n{"caption": "a dog"}\n{"caption": "a bike"}\n{"caption": "a cat"}'
+    )
+    partner = tmp_path / "clip-vit"
+    partner.mkdir()
+    config = RunConfig(
+        concepts=("bicycle",),
+        device="cpu",
+        harvest=HarvestConfig(f"jsonl:{tmp_path / 'captions.jsonl'}"),
+        train=TrainConfig(clip=str(partner)),
+    )
+    run = RunDir(tmp_path / "run")
+    harvest(config, run)
+    with pytest.raises(UserError, match="clip-vit"):  # an empty folder: told, though `sd` would do without a partner
+        loop.train(config, run)
+    assert not run.encoder.exists()
