@@ -1,6 +1,7 @@
 """One frozen row a base model: where it comes from, which of its text encoder's layers its denoiser reads, its size.
 
-A base is named by a row ("pocket", "sd15"), a local diffusers folder, one ``.safetensors`` checkpoint, or a hub id.
+A base is named by a row ("pocket", "sd15"), a local diffusers folder (or that of a CLIP or BLIP, which has no denoiser), one
+``.safetensors`` checkpoint, or a hub id.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def resolve(name: str) -> Base:
         if not index.is_file():
             if (image_text := _image_text_base(path)) is not None:
                 return image_text
-            raise UserError(f"Base {name} is a folder without model_index.json: pass a diffusers model folder.")
+            raise UserError(f"Base {name} is a folder without model_index.json: pass a diffusers model folder, or a CLIPModel's.")
         try:
             components = json.loads(index.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

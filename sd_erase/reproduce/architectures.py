@@ -18,7 +18,7 @@ def patches(recipe: Recipe, bench: Bench) -> Experiment:
     """Table 8: zero-shot prediction and retrieval before and after, for CLIPs that differ in the size of their patches.
 
     On the pocket base its patch variants are trained where they are missing (`pocket.variants`). On others ``sizes.models`` maps
-    names to folders or hub ids of CLIPModels.
+    names to folders of CLIPModels.
     """
     models = dict(recipe.sizes.get("models", {}))
     if not models and bench.base.source == str(POCKET_FOLDER):
@@ -38,8 +38,8 @@ def patches(recipe: Recipe, bench: Bench) -> Experiment:
 def blip(recipe: Recipe, bench: Bench) -> Experiment:
     """Table 5: the methods on BLIP's image-text model, by its contrastive embeddings.
 
-    On the pocket base a small BLIP is trained where it is missing (`pocket.variants`); else ``sizes.model`` names a folder or hub id
-    of a BlipForImageTextRetrieval.
+    On the pocket base a small BLIP is trained where it is missing (`pocket.variants`); else ``sizes.model`` names a folder of a
+    BlipForImageTextRetrieval.
     """
     source = recipe.sizes.get("model")
     if source is None and bench.base.source == str(POCKET_FOLDER):
