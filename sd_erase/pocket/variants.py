@@ -14,12 +14,15 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate, normalize
 
+from sd_erase.bases import ROWS
+from sd_erase.blip import BlipAsClip
+from sd_erase.clip import image_embeddings, load_towers, text_embeddings
 from sd_erase.pocket import world
 from sd_erase.pocket.build import POSITIONS, Recipe, _pixels, _worker, compact_ids, data, fit, known_ids, tokenizer
 
 SCENES = 8192  # of the training distribution
 BATCH = 64  # scenes a step
-PATCH_STEPS, BLIP_STEPS = 200, 600
+PATCH_STEPS, BLIP_STEPS = 200, 400
 
 
 def patch_clip(patch: int, folder: Path, steps: int = PATCH_STEPS) -> Path:
@@ -32,9 +35,6 @@ def patch_clip(patch: int, folder: Path, steps: int = PATCH_STEPS) -> Path:
         patch: pixels, a divisor of 64; the shipped model's is 8.
     """
     from transformers import CLIPModel
-
-    from sd_erase.bases import ROWS
-    from sd_erase.clip import load_towers
 
     target = folder / f"patch{patch}"
     if (target / "config.json").is_file():
@@ -56,12 +56,7 @@ def patch_clip(patch: int, folder: Path, steps: int = PATCH_STEPS) -> Path:
     if patch != own:
         arrays = _scenes(folder)
         with torch.no_grad():
-            texts = torch.cat(
-                [
-                    _embed(model.text_projection, model.text_model(input_ids=some))
-                    for some in torch.from_numpy(arrays["ids"]).long().split(256)
-                ]
-            )
+            texts = _text_embeddings(model, arrays["ids"])
         trained = nn.ModuleList([model.vision_model, model.visual_projection])
 
         def loss_of(step: int) -> torch.Tensor:
@@ -78,13 +73,12 @@ def patch_clip(patch: int, folder: Path, steps: int = PATCH_STEPS) -> Path:
 
 
 def blip(folder: Path, steps: int = BLIP_STEPS) -> Path:
-    """A small BlipForImageTextRetrieval, trained from scratch on the pocket scenes, in ``folder/blip``.
+    """A small BlipForImageTextRetrieval, trained on the pocket scenes, in ``folder/blip``.
 
-    Its contrastive loss alone is trained (BLIP's ITC); the matching head stays as it was initialised.
+    Its contrastive loss alone is trained (BLIP's ITC), each encoder against the other modality's embeddings of the shipped CLIP: from
+    scratch, both would need the length of that one's own training. The matching head stays as it was initialised.
     """
     from transformers import BlipConfig, BlipForImageTextRetrieval
-
-    from sd_erase.blip import BlipAsClip
 
     target = folder / "blip"
     if (target / "config.json").is_file():
@@ -102,7 +96,10 @@ def blip(folder: Path, steps: int = BLIP_STEPS) -> Path:
             )
         )
 
-    arrays = _scenes(folder)
+    arrays, teacher = _scenes(folder), load_towers(ROWS["pocket"], "cpu", need_images=True).clip
+    with torch.no_grad():
+        their_texts = _text_embeddings(teacher, arrays["ids"])
+        their_images = torch.cat([image_embeddings(teacher, _pixels(some)) for some in np.array_split(arrays["images"], 64)])
     ids = torch.from_numpy(compact_ids(arrays["ids"], known))  # the words that the world knows; all others share one vector
     eos = known.index(tok.eos_token_id)
     lengths = (ids == eos).int().argmax(1) + 1
@@ -117,7 +114,8 @@ def blip(folder: Path, steps: int = BLIP_STEPS) -> Path:
             images = model.visual_projection(model.vision_model(_pixels(arrays["images"][index.numpy()])).pooler_output)
             texts = model.text_projection(model.text_model(batch).pooler_output)
         images, texts = (normalize(value.float(), dim=-1) for value in (images, texts))
-        return _contrast(images, texts, model.logit_scale.exp().clamp(max=100))
+        scale = teacher.logit_scale.exp()
+        return _contrast(images, their_texts[index], scale) + _contrast(their_images[index], texts, scale)
 
     model.load_state_dict(_fitted("blip", folder, model, loss_of, steps, 1e-3))
     full = build(49_408, tok.bos_token_id, tok.eos_token_id)
@@ -141,8 +139,11 @@ def _twins(step: int, count: int) -> torch.Tensor:
     return torch.cat([2 * pairs, 2 * pairs + 1])
 
 
-def _embed(projection: Any, output: Any) -> torch.Tensor:
-    return normalize(projection(output.pooler_output), dim=-1)
+def _text_embeddings(clip: Any, ids: np.ndarray) -> torch.Tensor:
+    """A CLIPModel's normalised text embeddings of token ids [texts, positions]."""
+    every = torch.from_numpy(ids).long()
+    every = every[:, : int((every == every[0, -1]).int().argmax(1).max()) + 1]  # the longest caption with its end of text
+    return torch.cat([text_embeddings(clip, clip.text_model(input_ids=some).pooler_output) for some in every.split(256)])
 
 
 def _contrast(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
