@@ -22,7 +22,7 @@ from sd_erase.pocket.build import POSITIONS, Recipe, _pixels, _worker, compact_i
 
 SCENES = 8192  # of the training distribution
 BATCH = 64  # scenes a step
-PATCH_STEPS, BLIP_STEPS = 200, 400
+PATCH_STEPS, BLIP_STEPS = 200, 200
 
 
 def patch_clip(patch: int, folder: Path, steps: int = PATCH_STEPS) -> Path:
@@ -75,8 +75,9 @@ def patch_clip(patch: int, folder: Path, steps: int = PATCH_STEPS) -> Path:
 def blip(folder: Path, steps: int = BLIP_STEPS) -> Path:
     """A small BlipForImageTextRetrieval, trained on the pocket scenes, in ``folder/blip``.
 
-    Its contrastive loss alone is trained (BLIP's ITC), each encoder against the other modality's embeddings of the shipped CLIP: from
-    scratch, both would need the length of that one's own training. The matching head stays as it was initialised.
+    The vision encoder starts from the shipped CLIP's, which lacks nothing of BLIP's but has a norm more, the word embeddings from its
+    too; the text encoder is new. Its contrastive loss alone is trained (BLIP's ITC), each encoder against the other modality's
+    embeddings of the shipped CLIP. The matching head stays as it was initialised.
     """
     from transformers import BlipConfig, BlipForImageTextRetrieval
 
@@ -86,10 +87,16 @@ def blip(folder: Path, steps: int = BLIP_STEPS) -> Path:
     tok, known = tokenizer(), known_ids()
 
     def build(vocabulary: int, bos: int, eos: int) -> Any:
-        tower = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4}
-        text = {"vocab_size": vocabulary, "bos_token_id": bos, "eos_token_id": eos, "sep_token_id": eos, "pad_token_id": eos,
+        tower = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4}
+        text = {"num_hidden_layers": 3, "vocab_size": vocabulary, "bos_token_id": bos, "eos_token_id": eos, "sep_token_id": eos, "pad_token_id": eos,
                 "max_position_embeddings": POSITIONS, "encoder_hidden_size": 128, "projection_dim": 128}  # fmt: skip
-        vision = {"image_size": world.SIZE, "patch_size": 8, "projection_dim": 128}
+        vision = {
+            "image_size": world.SIZE,
+            "patch_size": 8,
+            "projection_dim": 128,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        }
         return BlipForImageTextRetrieval(
             BlipConfig(
                 text_config={**tower, **text}, vision_config={**tower, **vision}, image_text_hidden_size=128, projection_dim=128
@@ -105,6 +112,11 @@ def blip(folder: Path, steps: int = BLIP_STEPS) -> Path:
     lengths = (ids == eos).int().argmax(1) + 1
     torch.manual_seed(0)
     small = build(len(known) + 1, known.index(tok.bos_token_id), eos)
+    small.vision_model.load_state_dict(_as_blip_vision(teacher.vision_model.state_dict(), small.vision_model.state_dict()))
+    small.text_encoder.embeddings.word_embeddings.weight.data = teacher.text_model.embeddings.token_embedding.weight[
+        [*known, tok(world.UNKNOWN).input_ids[1]]
+    ].clone()
+    small.vision_proj.weight.data = teacher.visual_projection.weight.data.clone()
     model = BlipAsClip(small)
 
     def loss_of(step: int) -> torch.Tensor:
@@ -137,6 +149,18 @@ def _twins(step: int, count: int) -> torch.Tensor:
     """The scenes of one step, each beside its twin in the opposite order."""
     pairs = torch.randperm(count // 2, generator=_worker(11, step))[: BATCH // 2]
     return torch.cat([2 * pairs, 2 * pairs + 1])
+
+
+def _as_blip_vision(clip: dict[str, torch.Tensor], blip: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A CLIP vision tower's weights under the names of BLIP's; what CLIP does not have stays as in `blip`."""
+    result = dict(blip)
+    for key in blip:
+        own = key.replace("self_attn.projection", "self_attn.out_proj").replace("position_embedding", "position_embedding.weight")
+        if "qkv" in key:
+            result[key] = torch.cat([clip[key.replace("qkv", f"{part}_proj")] for part in "qkv"])
+        elif own in clip:
+            result[key] = clip[own].reshape(blip[key].shape)
+    return result
 
 
 def _text_embeddings(clip: Any, ids: np.ndarray) -> torch.Tensor:
