@@ -322,7 +322,6 @@ def project(points: dict[str, tuple[torch.Tensor, torch.Tensor]], seed: int) -> 
 def plot_tsne(panels: dict[str, dict[str, tuple[Any, Any]]], forgotten: set[str], stem: Path) -> Path:
     """One panel a model: images as dots, texts as triangles, a colour a class, as SVG and PNG; returns the SVG."""
     from matplotlib.figure import Figure
-    from matplotlib.patheffects import withStroke
 
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     for axis, (title, classes) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
@@ -339,7 +338,7 @@ def plot_tsne(panels: dict[str, dict[str, tuple[Any, Any]]], forgotten: set[str]
                 for what, points, offset, edge in (("images", images, -8, min), ("text", texts, 8, max)):
                     place = (points[:, 0].mean(), edge(points[:, 1]))
                     options = {"textcoords": "offset points", "fontsize": TEXT, "ha": "center", "va": "center", "zorder": 9}
-                    options["path_effects"] = [withStroke(linewidth=2, foreground="white")]
+                    options["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
                     axis.annotate(f"{name}: {what}", place, (0, offset), **options)
         axis.set_title(title, fontsize=TEXT + 1)
         axis.set(xticks=[], yticks=[])
