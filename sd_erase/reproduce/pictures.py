@@ -338,7 +338,6 @@ def plot_tsne(panels: dict[str, dict[str, tuple[Any, Any]]], forgotten: set[str]
                 for what, points, offset, edge in (("images", images, -8, min), ("text", texts, 8, max)):
                     place = (points[:, 0].mean(), edge(points[:, 1]))
                     options = {"textcoords": "offset points", "fontsize": TEXT, "ha": "center", "va": "center", "zorder": 9}
-                    options["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
                     axis.annotate(f"{name}: {what}", place, (0, offset), **options)
         axis.set_title(title, fontsize=TEXT + 1)
         axis.set(xticks=[], yticks=[])
