@@ -189,17 +189,3 @@ def test_an_unreachable_hub_is_told_after_one_request(monkeypatch: pytest.Monkey
     with bases.loading(str(tmp_path)):
         pass
     assert len(asked) == 2  # a local folder asks nobody
-
-
-def test_a_clip_or_blip_folder_is_a_base_without_a_denoiser(tmp_path: Path) -> None:
-    for kind in bases.IMAGE_TEXT:
-        (tmp_path / kind).mkdir()
-        (tmp_path / kind / "config.json").write_text(json.dumps({"model_type": kind, "text_config": {"hidden_size": 768}}))
-        base = bases.resolve(str(tmp_path / kind))
-        assert (base.family, base.source, base.clip_partner) == (kind, str(tmp_path / kind), str(tmp_path / kind))
-        with pytest.raises(UserError, match="no denoiser"):
-            bases.load_pipeline(base)
-    (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(UserError, match="model_index.json"):
-        bases.resolve(str(tmp_path / "bert"))
