@@ -679,7 +679,10 @@ class Change(click.ParamType):
         key, sign, text = value.partition("=")
         if not (sign and key and text):
             self.fail(f"{value!r} is not of the form SETTING=VALUE, for example train.steps=40.", param, ctx)
-        return key, yaml.safe_load(text)
+        try:
+            return key, yaml.safe_load(text)
+        except yaml.YAMLError:
+            self.fail(f"The value of {key} is not YAML: {text!r}.", param, ctx)
 
 
 def bench_options(command: Any) -> Any:
