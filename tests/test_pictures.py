@@ -57,6 +57,18 @@ def test_a_grid_has_a_row_for_each_encoder_and_the_same_prompts_for_all(bench: B
     assert all(part in text for part in ("erased: apple", "an apple and a dog", "CLIPErase"))
 
 
+def test_the_originals_images_of_one_concept_outlive_those_of_the_next(bench: Bench) -> None:
+    from PIL import Image
+
+    from sd_erase.reproduce.generator import Generator
+
+    generator = Generator(bench)
+    first = generator.draw(None, ["an apple"], 1, "grid")
+    generator.draw(None, ["a dog"], 1, "grid")
+    with Image.open(first[0]) as image:
+        assert image.info["prompt"] == "an apple"
+
+
 def test_heat_maps_lie_on_the_named_objects_before_the_erasure(bench: Bench) -> None:
     found = pictures.heat_maps(small("figure5", images=20, shown=2), bench)
     before = [row for row in found.rows if row["CLIP"] == "before"]

@@ -47,7 +47,9 @@ class Generator:
             encoder = run.encoder / self.bench.base.encoders[0].name / "model.safetensors"
             pipeline, stamp, folder = erased_pipeline(self.original, run), fingerprint(self.stamp, encoder), run.path
         wanted = [Prompt(prompt) for prompt in prompts]
-        return draw(pipeline, wanted, folder / "images" / name, settings, stamp=stamp, progress=self.bench.progress)
+        # the original draws for every concept: other prompts must not take the place of images that are still to be shown
+        kept = folder / "images" / f"{name}-{fingerprint(list(prompts))[:8]}"
+        return draw(pipeline, wanted, kept, settings, stamp=stamp, progress=self.bench.progress)
 
 
 def detection(recipe: Recipe, bench: Bench) -> Experiment:
