@@ -145,3 +145,15 @@ def test_other_bases_must_name_their_models(bench: Bench) -> None:
 def test_a_clip_folder_draws_no_images(folder: Path) -> None:
     with pytest.raises(UserError, match="no denoiser"):
         bases.load_pipeline(bases.resolve(str(variants.patch_clip(8, folder))))
+
+
+def test_what_was_erased_from_a_clip_alone_is_not_exported(folder: Path, tmp_path: Path) -> None:
+    from sd_erase.config import ExportConfig, RunConfig
+    from sd_erase.export.text_encoder import export
+    from sd_erase.rundir import RunDir
+
+    run = RunDir(tmp_path / "run")
+    run.complete("train", "inputs", {})
+    config = RunConfig(base=str(variants.patch_clip(8, folder)), export=ExportConfig(to="comfyui"))
+    with pytest.raises(UserError, match="no image generator"):
+        export(config, run)

@@ -68,12 +68,16 @@ class Job:
         """The job of a trained run.
 
         Raises:
-            UserError: the run has no erased encoder, or one that is damaged.
+            UserError: the run has no erased encoder, or one that is damaged, or its base has no denoiser.
         """
         if config.export.dtype not in SHORT:
             raise unknown_choice("Export type", config.export.dtype, SHORT)
         trained = run.require("train", "train")
         base = bases.resolve(config.base)
+        if base.family in bases.IMAGE_TEXT:
+            raise UserError(
+                f"Base {base.name} is no image generator, so there is nothing to load its encoder into: what was trained lies in {run}."
+            )
         encoders = tuple(_find(run, encoder) for encoder in base.encoders)
         return cls(config, run, base, encoders, trained, progress or NoProgress())
 
