@@ -18,7 +18,7 @@ from typing import Any
 from sd_erase import bases, resources
 from sd_erase.attacks import stage as attacks
 from sd_erase.concepts import Concept, load_concepts, read_concepts
-from sd_erase.config import AttackConfig, RunConfig, from_dict, override, to_dict
+from sd_erase.config import AttackConfig, RunConfig, check_methods, from_dict, override, to_dict
 from sd_erase.detection import Detector, load_detector
 from sd_erase.drawing import base_stamp
 from sd_erase.erasure.sd import anchored
@@ -93,11 +93,7 @@ def read_recipe(path: str | Path) -> Recipe:
     recipe = Recipe(**{**given, **{key: tuple(given[key]) for key in ("concepts", "seeds") if key in given}})
     if recipe.images.keys() - GROUPS or recipe.images.get("named", 0) < 1:
         raise UserError(f"Recipe {path}: images must give a number for named, and for none but {', '.join(sorted(GROUPS))}.")
-    for method, settings in recipe.methods.items():
-        try:
-            override(RunConfig(), {**recipe.settings, **settings})
-        except (KeyError, TypeError) as error:
-            raise UserError(f"Recipe {path}: method {method!r} has an unknown setting {error}.") from error
+    check_methods(path, recipe.settings, recipe.methods)
     return recipe
 
 

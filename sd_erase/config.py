@@ -200,3 +200,12 @@ def override(config: RunConfig, values: dict[str, Any]) -> RunConfig:
             value = {**target[key], **value}
         target[key] = list(value) if isinstance(value, tuple) else value
     return from_dict(nested)
+
+
+def check_methods(path: Path, shared: dict[str, Any], methods: dict[str, dict[str, Any]]) -> None:
+    """Refuse a recipe whose methods, with the settings that all share, name a setting that does not exist."""
+    for method, settings in methods.items():
+        try:
+            override(RunConfig(), {**shared, **settings})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"Recipe {path}: method {method!r} has an unknown setting {error}.") from error

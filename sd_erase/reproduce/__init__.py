@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase import catalog, resources
-from sd_erase.config import RunConfig, override
+from sd_erase.config import check_methods
 from sd_erase.errors import UserError
 from sd_erase.reproduce.bench import Bench
 from sd_erase.rundir import write_json_atomic, write_text_atomic
@@ -116,11 +116,7 @@ def read_recipe(
             for settings in values["methods"].values():
                 settings.pop(key, None)
     recipe = Recipe(**values)
-    for method, settings in recipe.methods.items():
-        try:
-            override(RunConfig(), {**recipe.settings, **settings})
-        except (KeyError, TypeError) as error:
-            raise UserError(f"Recipe {path}: method {method!r} has an unknown setting {error}.") from error
+    check_methods(path, recipe.settings, recipe.methods)
     return recipe
 
 
