@@ -353,3 +353,26 @@ def choose_neighbours(towers: Towers, concept: Concept, anchor: str) -> tuple[st
     nouns = [noun for noun in common_nouns() if noun != anchor and not any(concept.scan(noun))]
     near = zip(nearness(towers, concept.name, nouns, concept.kind), nouns, strict=True)
     return tuple(noun for cosine, noun in sorted(near, reverse=True) if cosine < SAME)[:NEIGHBOURS]
+
+
+def pooled_phrases(towers: Towers, phrases: Sequence[str], kind: str = "object") -> torch.Tensor:
+    """Normalised end-of-text states [phrases, width] that the frozen encoder gives the plainest caption of each phrase."""
+    import torch
+
+    with torch.no_grad():
+        parts = [
+            encode(
+                towers.frozen_text, towers.tokens([caption_of(phrase, kind) for phrase in phrases[start : start + 64]]), (-1,)
+            )[1]
+            for start in range(0, len(phrases), 64)
+        ]
+    return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+def told_apart(towers: Towers, phrases: Sequence[str], concepts: Sequence[Concept]) -> list[str]:
+    """Those of `phrases` that the base does not read as a word of `concepts`: it cannot keep one and lose the other."""
+    if not phrases:
+        return []
+    own = pooled_phrases(towers, [phrase for concept in concepts for phrase in concept.phrases])
+    nearest = (pooled_phrases(towers, phrases) @ own.T).max(-1).values
+    return [phrase for phrase, cosine in zip(phrases, nearest.tolist(), strict=True) if cosine < SAME]

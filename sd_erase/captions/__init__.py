@@ -58,7 +58,7 @@ def open_dataset(
     """The captions of ``READER:PATH`` (or of ``auto``, ``pocket`` and ``synthetic``, which need no path).
 
     Args:
-        base: what "auto" depends on.
+        base: what "auto" depends on, and what tells the words of synthetic captions apart.
         folder: where a reader may put files (rendered scenes, images taken out of archives).
         wanted: keys whose images are to be taken out of archives; None takes none.
         concepts, seed: what synthetic captions are made of.
@@ -72,7 +72,7 @@ def open_dataset(
     if reader == "synthetic" and path:
         raise UserError(f"Data set {spec}: synthetic captions are made, not read; pass --dataset synthetic without a path.")
     if reader in ("pocket", "synthetic") and not path:
-        return iter(read(folder, concepts=concepts, seed=seed))
+        return iter(read(folder, concepts=concepts, seed=seed, base=base))
     if not path and reader not in HUB:
         raise UserError(f"Data set {spec!r} names no path: pass --dataset {reader}:PATH.")
     location = Path(path).expanduser()

@@ -1,11 +1,13 @@
 """Captions where there is no data set: templates filled from the concept's card, and the original pipeline's images of them.
 
 To forget are scenes with the concept's words; to retain are scenes with its neighbours, with the senses that its card spares, and with
-the objects of the other cards. The same concepts and seed give the same captions on every machine.
+the objects of the other cards, of all these what the base tells from the concept: it could not keep one and lose the other. The same
+base, concepts and seed give the same captions on every machine.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -61,35 +63,69 @@ _SHOWN = ("{w}", "{w} {p}", "{w} in art", "a photo with {w}", "a painting with {
 _FIGURES = ("person", "woman", "man", "figure", "couple", "model")
 
 
+SPOKEN = 8  # phrases that a spared pattern of a card stands for
+
+
 def read(
-    path: Path, folder: Path | None = None, wanted: Any = None, concepts: Sequence[Concept] = (), seed: int = 0, **_: Any
+    path: Path,
+    folder: Path | None = None,
+    wanted: Any = None,
+    concepts: Sequence[Concept] = (),
+    seed: int = 0,
+    base: Base | None = None,
+    **_: Any,
 ) -> Iterator[Caption]:
     """Captions of `concepts`, text alone; `draw` makes images of the ones that were chosen.
 
     Raises:
-        UserError: templates and card give no caption that names a concept.
+        UserError: templates and card give no caption that names a concept, or the base cannot be loaded.
     """
-    texts = _texts(tuple(concepts), seed)
+    texts = _texts(tuple(concepts), seed, base)
     for number, text in enumerate(texts):
         yield Caption(f"{number:05d}.png#0", None, text, None)
 
 
-def _texts(concepts: tuple[Concept, ...], seed: int) -> list[str]:
-    """All captions, those to forget first; each names exactly what it is meant to name, as the matcher sees it."""
+@functools.lru_cache(maxsize=4)  # the harvest reads its captions more than once
+def _vocabulary(
+    concepts: tuple[Concept, ...], seed: int, base: Base | None
+) -> tuple[list[list[str]], list[tuple[str, list[str]]]]:
+    """Phrases that stay: of each object its own, the name first; and of each neighbour and spared sense, with the concept's kind.
 
-    def names(text: str) -> bool:
-        return any(concept.find(text) for concept in concepts)
-
-    # "an apple tree" would teach that the fruit's tree stays
+    Args:
+        base: leaves out what it reads as the concept; None leaves out nothing.
+    """
     nouns = [
-        tuple(
+        [
             phrase
             for phrase in (card.name, *card.synonyms)
-            if len(phrase.split()) <= 2 and "'" not in phrase and not names(phrase)
-        )
+            # "an apple tree" would teach that the fruit's tree stays
+            if len(phrase.split()) <= 2 and "'" not in phrase and not any(concept.find(phrase) for concept in concepts)
+        ]
         for card in all_cards().values()
-        if card.kind == "object" and not names(card.name)
+        if card.kind == "object" and not any(concept.find(card.name) for concept in concepts)
     ]
+    rng, plain = Random(f"{seed} spared"), [phrases[0] for phrases in nouns]
+    kept = [(concept.kind, [word]) for concept in concepts for word in concept.neighbours]
+    for concept in concepts:  # a pattern is as good as a phrase: its choices are made anew
+        spoken = [dict.fromkeys(spoken_form(entry, plain, rng) for _ in range(SPOKEN)) for entry in concept.spared]
+        kept += [(concept.kind, [phrase for phrase in phrases if phrase]) for phrases in spoken]
+    if base is not None and concepts:
+        import torch
+
+        from sd_erase.clip import load_towers, told_apart
+
+        towers = load_towers(base, torch.device("cpu"), need_images=False)
+        every = list(dict.fromkeys(phrase for phrases in (*nouns, *(each for _, each in kept)) for phrase in phrases))
+        apart = set(told_apart(towers, every, concepts))
+        # a base that tells nothing from the concept has to keep something all the same
+        nouns = [[phrase for phrase in phrases if phrase in apart] for phrases in nouns if phrases[0] in apart] or nouns
+        kept = [(kind, [phrase for phrase in phrases if phrase in apart]) for kind, phrases in kept]
+    return nouns, [(kind, phrases) for kind, phrases in kept if phrases]
+
+
+def _texts(concepts: tuple[Concept, ...], seed: int, base: Base | None) -> list[str]:
+    """All captions, those to forget first; each names exactly what it is meant to name, as the matcher sees it."""
+    nouns, kept = _vocabulary(concepts, seed, base)
     found: dict[str, None] = {}
     for concept in concepts:
         rng = Random(f"{seed} forget {concept.name}")
@@ -107,24 +143,16 @@ def _texts(concepts: tuple[Concept, ...], seed: int) -> list[str]:
             )
         found.update(dict.fromkeys(texts))
     rng = Random(f"{seed} retain")
-    plain = [phrases[0] for phrases in nouns]
-    kept: list[tuple[str, Callable[[Random], str]]] = []
-    for concept in concepts:
-        kept += [(concept.kind, lambda _, word=word: word) for word in concept.neighbours]
-        # a pattern is as good as a phrase: its choices are made anew for each caption
-        kept += [(concept.kind, lambda rng, entry=entry: spoken_form(entry, plain, rng)) for entry in concept.spared]
 
     def retain() -> str:
         kind, word = "object", ""
         if kept and rng.random() < 0.6:
-            kind, choose = rng.choice(kept)
-            word = choose(rng)
-            if not word:
-                return ""
+            kind, phrases = rng.choice(kept)
+            word = rng.choice(phrases)
         elif concepts:
             kind = rng.choice(concepts).kind
         text = _retain(kind, word, nouns, rng)
-        return "" if names(text) else text
+        return "" if any(concept.find(text) for concept in concepts) else text
 
     found.update(dict.fromkeys(_collect(retain, RETAIN)))
     return list(found)

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sd_erase.clip import SAME, caption_of, encode
+from sd_erase.clip import caption_of, encode, pooled_phrases, told_apart
 from sd_erase.erasure import pseudo_words
 from sd_erase.erasure.method import Batch, Stateless, paper_terms
 from sd_erase.erasure.rephrase import rephrased
@@ -156,7 +156,7 @@ class StableDiffusionErasure(Stateless):
         captions = [
             caption_of(phrase, concept.kind)
             for concept in concepts
-            for phrase in (*_told_apart(towers, concepts, concept), *filter(None, [anchors[concept.name]]))
+            for phrase in (*told_apart(towers, _kept(concept), concepts), *filter(None, [anchors[concept.name]]))
         ]
         self.protected = list(dict.fromkeys(captions))
         trained = [module.weight for module in towers.text.modules() if isinstance(module, torch.nn.Linear)]
@@ -277,16 +277,6 @@ def _fill(template: str, word: str) -> tuple[str, tuple[tuple[int, int], ...]]:
     return caption, tuple(places)
 
 
-def _pooled(towers: Towers, phrases: list[str]) -> torch.Tensor:
-    """Normalised pooled states [phrases, width] that the frozen encoder gives "a photo of a ..."."""
-    import torch
-
-    captions = [caption_of(phrase) for phrase in phrases]
-    with torch.no_grad():
-        _, pooled = encode(towers.frozen_text, towers.tokens(captions), (-1,))
-    return torch.nn.functional.normalize(pooled, dim=-1)
-
-
 def _misspellings(towers: Towers, concept: Concept, anchor: str) -> list[str]:
     """Misspellings of the concept's words that the base still reads as the word rather than as the anchor."""
     from random import Random
@@ -301,20 +291,12 @@ def _misspellings(towers: Towers, concept: Concept, anchor: str) -> list[str]:
                 candidates[wrong] = phrase
     if not candidates:
         return []
-    wrong, right = (_pooled(towers, list(phrases)) for phrases in (candidates.keys(), candidates.values()))
-    nothing = _pooled(towers, [anchor or "thing"])
+    wrong, right = (pooled_phrases(towers, list(phrases)) for phrases in (candidates.keys(), candidates.values()))
+    nothing = pooled_phrases(towers, [anchor or "thing"])
     near = (wrong * right).sum(-1) > (wrong @ nothing.T)[:, 0]
     return [phrase for phrase, is_near in zip(candidates, near.tolist(), strict=True) if is_near]
 
 
-def _told_apart(towers: Towers, concepts: list[Concept], concept: Concept) -> list[str]:
-    """The spared phrases and neighbours of `concept` that the base does not read as one of the words to forget.
-
-    It cannot keep one and lose the other.
-    """
-    phrases = [*(phrase for phrase in concept.spared if re.fullmatch(r"[a-z' ]+", phrase)), *concept.neighbours]
-    if not phrases:
-        return []
-    own = _pooled(towers, [phrase for each in concepts for phrase in each.phrases])
-    nearest = (_pooled(towers, phrases) @ own.T).max(-1).values
-    return [phrase for phrase, cosine in zip(phrases, nearest.tolist(), strict=True) if cosine < SAME]
+def _kept(concept: Concept) -> list[str]:
+    """The spared phrases and neighbours of `concept` that are plain words."""
+    return [*(phrase for phrase in concept.spared if re.fullmatch(r"[a-z' ]+", phrase)), *concept.neighbours]
