@@ -355,16 +355,15 @@ def choose_neighbours(towers: Towers, concept: Concept, anchor: str) -> tuple[st
     return tuple(noun for cosine, noun in sorted(near, reverse=True) if cosine < SAME)[:NEIGHBOURS]
 
 
-def pooled_phrases(towers: Towers, phrases: Sequence[str], kind: str = "object") -> torch.Tensor:
+def pooled_phrases(towers: Towers, phrases: Sequence[str]) -> torch.Tensor:
     """Normalised end-of-text states [phrases, width] that the frozen encoder gives the plainest caption of each phrase."""
     import torch
 
     with torch.no_grad():
+        captions = [caption_of(phrase) for phrase in phrases]
         parts = [
-            encode(
-                towers.frozen_text, towers.tokens([caption_of(phrase, kind) for phrase in phrases[start : start + 64]]), (-1,)
-            )[1]
-            for start in range(0, len(phrases), 64)
+            encode(towers.frozen_text, towers.tokens(captions[start : start + 64]), (-1,))[1]
+            for start in range(0, len(captions), 64)
         ]
     return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
 

@@ -384,7 +384,7 @@ def test_matching_agrees_with_labels_made_by_hand(tmp_path: Path) -> None:
     for row in rows:
         found = bool(concept_named(row["concept"]).find(captions[row["source"], row["key"]]))
         counts[row["named"], found] += 1
-    assert sum(counts.values()) == 1827 and len({row["concept"] for row in rows}) == 10
+    assert sum(counts.values()) == 2011 and len({row["concept"] for row in rows}) == 10
     hits = counts[True, True]
     assert hits / (hits + counts[False, True]) >= 0.98  # precision
     assert hits / (hits + counts[True, False]) >= 0.97  # recall

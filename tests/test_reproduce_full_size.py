@@ -71,4 +71,4 @@ def test_a_large_clip_trains_and_is_measured_on_real_photos(tmp_path: Path) -> N
     print(f"training: {run['samples_per_second']} pairs a second, {run['seconds']} s in all")
     assert run["steps"] == 3
     print(f"peak {peak_memory_mb():.0f} MB")
-    assert peak_memory_mb() < 8000  # the process has measured the original before; a plain `train` stays below 7 GB
+    assert peak_memory_mb() < 7500

@@ -6,6 +6,7 @@ original's, of the images of the pairs) and ``bench/runs/`` (ordinary runs; the 
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
 import subprocess
@@ -151,6 +152,7 @@ class Bench:
             if shared.is_dir() and not run.cache.is_dir():
                 shutil.copytree(shared, run.cache)
             self._stage("train", config, run)
+            gc.collect()  # accelerate's objects refer to each other, and would keep the trained model beside the next one
             if run.cache.is_dir() and not shared.is_dir():
                 shared.parent.mkdir(parents=True, exist_ok=True)
                 run.cache.replace(shared)
