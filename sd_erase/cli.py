@@ -94,7 +94,7 @@ FLAGS: dict[str, Flag] = {
     "harvest.max_missing_share": Flag("Share of missing or corrupt images that is still accepted.", SHARE),
     "harvest.exclude": Flag("Word whose captions are left out of both sets, such as one to test on; repeatable.", metavar="WORD"),
     "train.objective": Flag(
-        "sd: what the denoiser reads; robust: sd against an adversary; fast: closed form; paper: the published loss; "
+        "robust: what the denoiser reads, against an adversary; sd: the same without one; fast: closed form; paper: the published loss; "
         "projection, token, ga, graddiff, kl, emmn and finetune: for comparison only; or MODULE:CLASS of your own.",
         Objective(list(catalog.METHODS)),
     ),
@@ -489,7 +489,10 @@ def harvest(as_json: bool, write_prompts: Path | None, prompts_count: int, **fla
 
 @main.command()
 @click.option("--fast", "train__objective", flag_value="fast", help="Short for --objective fast: no training, seconds on a CPU.")
-@click.option("--robust", "train__objective", flag_value="robust", help="Short for --objective robust: trained against attacks.")
+@click.option("--robust", "train__objective", flag_value="robust", help="Short for --objective robust, the default.")
+@click.option(
+    "--no-robust", "train__objective", flag_value="sd", help="Short for --objective sd: without an adversary, in less time."
+)
 @settings(*CONCEPT, *section("train"), *section("harvest"))
 def train(as_json: bool, **flags: Any) -> None:
     """Train an erased text encoder; harvests first where the run has no pairs.

@@ -44,7 +44,7 @@ class Recipe:
         methods: name of a row -> settings that differ from the defaults, by dotted name (``{"train.objective": "paper"}``).
         seeds: of training; images are drawn from the same noise for all.
         images: images a prompt, for each group of prompts (see `probes`); a group with 0 is left out.
-        prompts: of each concept, at most; 0 takes all.
+        prompts: of each concept, at most, and as many untouched ones; 0 takes all.
         attacked: prompts of each concept before which words are searched that bring it back (see `attacks`); 0 for none.
         settings: what all rows share, by dotted name.
         title: of the table.
@@ -175,7 +175,7 @@ class _Bench:
         if (
             path.is_file()
             and (known := read_json(path)).get("inputs") == inputs
-            and ("attack" in known or not self.recipe.attacked)
+            and (known.get("attacked") == self.recipe.attacked or not self.recipe.attacked)
         ):
             self.originals[concepts] = known["original"]
             return known
@@ -208,8 +208,9 @@ class _Bench:
                 cell["groups"][group]["frechet"] = coherence.frechet(self.features[concepts], features)
         cell["original"] = original
         if self.recipe.attacked:
+            cell["attacked"] = self.recipe.attacked
             cell["attack"], original["attack"] = self._attack(
-                concepts, erased, found, trained["anchor"], groups, run, stamp, settings
+                config.attack, concepts, erased, found, trained["anchor"], groups, run, stamp, settings
             )
         cell["seconds"] = trained["seconds"]
         cell["peak_memory_mb"] = trained["peak_memory_mb"]
@@ -282,6 +283,7 @@ class _Bench:
 
     def _attack(
         self,
+        attack: AttackConfig,
         concepts: str,
         erased: Any,
         found: list[Concept],
@@ -303,13 +305,13 @@ class _Bench:
             plain = [anchored(prompt, found, anchors) for prompt in latents]
             shown = torch.stack(list(latents.values()))
             control = attacks.measure(
-                original, plain, shown, folder, AttackConfig(), settings, detector, labels, stamp=known, arms=("search",),
+                original, plain, shown, folder, attack, settings, detector, labels, stamp=known, arms=("search",),
                 progress=self.progress,
             )  # fmt: skip
             self.attacked[concepts] = list(latents), shown, attacks.shares(control)
         prompts, shown, control = self.attacked[concepts]
         rows = attacks.measure(
-            erased, prompts, shown, run.path / "probes" / "attack", AttackConfig(), settings, detector, labels, stamp=stamp,
+            erased, prompts, shown, run.path / "probes" / "attack", attack, settings, detector, labels, stamp=stamp,
             arms=("random", "search"), progress=self.progress,
         )  # fmt: skip
         return attacks.shares(rows), control

@@ -17,8 +17,8 @@ class HarvestConfig:
     """Captions into forget and retain pairs."""
 
     dataset: str = "auto"  # "READER" or "READER:PATH"; "auto": the base's own scenes (pocket)
-    max_forget: int = 300  # pairs, after sampling; 0 keeps all
-    max_retain: int = 900
+    max_forget: int = 1000  # pairs, after sampling; 0 keeps all
+    max_retain: int = 3000
     train_share: float = 0.7
     max_missing_share: float = 0.05  # more missing or corrupt images than this is an error
     exclude: tuple[str, ...] = ()  # words whose captions are left out of both sets
@@ -28,14 +28,14 @@ class HarvestConfig:
 class TrainConfig:
     """Pairs into an erased text encoder."""
 
-    objective: str = "sd"  # a row of catalog.METHODS
+    objective: str = "robust"  # a row of catalog.METHODS
     towers: str = "text"  # "text" or "both"
     steps: int = 0  # 0: the method's default
     batch_size: int = 32
     learning_rate: float = 0.0  # 0: the method's default
     weight_decay: float = 0.0
     weights: dict[str, float] = field(default_factory=dict)  # loss term -> weight; overrides the method's defaults
-    validate_every: int = 20  # steps
+    validate_every: int = 50  # steps
     lora_rank: int = 0  # 0: full linear weights
     precision: str = "no"  # Accelerate's mixed precision: "no", "fp16", "bf16"
     clip: str = ""  # folder or hub id of the base's CLIP partner; empty: the base's row

@@ -42,7 +42,7 @@ def probes(
         anchors: concept -> the phrase that takes its place.
         base: whose world the unlisted words and, where no list of prompts exists, the sentences come from.
         prompts: files of prompts that name the concepts; by default the bundled list of each.
-        most: prompts of each concept, spread over its list; 0 takes all.
+        most: prompts of each concept, spread over its list, and as many untouched ones; 0 takes all.
 
     Raises:
         UserError: there are no prompts for a concept.
@@ -69,6 +69,8 @@ def probes(
     untouched = [text for text in lists if not any(_mentions(concept, text) for concept in concepts)][:UNTOUCHED]
     if is_pocket and len(untouched) < UNTOUCHED:  # many concepts at once leave few of the lists' prompts
         untouched += _strangers(concepts, UNTOUCHED - len(untouched))
+    if most:
+        untouched = untouched[:: -(-len(untouched) // (most * len(concepts)))]
     groups = {
         "named": named,
         "anchor": [anchored(prompt, concepts, anchors) for prompt in named],

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from sd_erase.pairs import Pair
 
 VARIANTS = 2  # forms of each forget caption
+MOST_FORGET = 210  # captions of each concept, and
+MOST_RETAIN = 630  # captions that are solved for: more take longer and were not seen to help
 
 
 class ClosedForm(StableDiffusionErasure):
@@ -27,6 +29,9 @@ class ClosedForm(StableDiffusionErasure):
         import torch
 
         rng = random.Random(seed)
+        most = MOST_FORGET * len(self.concepts)
+        forget = rng.sample(forget, most) if len(forget) > most else forget
+        retain = rng.sample(retain, MOST_RETAIN) if len(retain) > MOST_RETAIN else retain
         moved = [
             self.augmented(pair.caption, pair.spans, self.concepts[str(pair.concept)], rng)
             for pair in forget

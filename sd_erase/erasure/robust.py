@@ -37,7 +37,7 @@ ATTACK_STEPS = 3  # of gradient, each training step
 STEP_SIZE = 0.15  # of a perturbation, relative to the root mean square of the token embeddings
 RADIUS = 0.75  # of a perturbation, likewise (root mean square over an embedding's numbers)
 BEST = 4  # tokens that the gradient holds best, of which one is taken
-SUCCESS = 0.3  # of the way back to the concept's states (as squared errors) from which an attack is trained against
+SUCCESS = 0.4  # of the way back to the concept's states from which an attack is trained against
 
 
 class RobustErasure(StableDiffusionErasure):
@@ -89,15 +89,7 @@ class RobustErasure(StableDiffusionErasure):
         # words for nothing in particular keep a prefix's place, in what it shall reach and in what it is trained to give
         neutral = " ".join([self.neutral] * PREFIX_TOKENS)
         pairs[ATTACKED:] = [_with_prefix(pair, neutral) for pair in pairs[ATTACKED:]]
-        ids, target_ids = towers.tokens([pair.caption for pair in pairs]), towers.tokens([pair.target for pair in pairs])
-        end = max(towers.end_of(ids), towers.end_of(target_ids))
-        ids, target_ids = ids[:, :end], target_ids[:, :end]
-        index = torch.tensor([alignment(towers.tokenizer, pair, end) for pair in pairs], device=ids.device)
-        with torch.no_grad():
-            reached, _ = encode(towers.frozen_text, ids, towers.layers)
-            targets, _ = encode(towers.frozen_text, target_ids, towers.layers)
-        wanted = [target.gather(1, index[..., None].expand_as(target)) for target in targets]
-        spreads = [target.sub(target.mean((0, 1))).square().mean() for target in targets]
+        captions = _Attacked(towers, pairs)
 
         starts, numbers = [], []
         for pair in chosen[:ATTACKED]:
@@ -107,45 +99,28 @@ class RobustErasure(StableDiffusionErasure):
             numbers.append((name, rng.randrange(len(self.pseudo_words[name]))))
             starts.append(self.pseudo_words[name][numbers[-1][1]])
         start = torch.stack(starts)
-        attack = start + torch.stack([self.moves[name][number] for name, number in numbers])
+        moves = torch.stack([self.moves[name][number] for name, number in numbers])
         kept = rng.sample(range(PREFIXES), ATTACKED)
         tokens = self.prefixes[kept].clone()
 
-        places = []  # row, position, and which token of the attack stands there
-        for row, pair in enumerate(pairs):
-            groups = (
-                span_tokens(towers.tokenizer, pair.caption, pair.words, end) if row < ATTACKED else [range(1, PREFIX_TOKENS + 1)]
-            )
-            places += [(row, spot, min(order, PREFIX_TOKENS - 1)) for group in groups for order, spot in enumerate(group)]
-        rows, positions, parts = (list(part) for part in zip(*places, strict=True))
-
-        def states(attack: torch.Tensor, tokens: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-            values = torch.cat([attack, self.table[tokens]])
-            if torch.is_grad_enabled():
-                values = values.detach().requires_grad_(True)
-            with replaced(towers.text, rows, positions, values[rows, parts]):
-                return encode(towers.text, ids, towers.layers)[0], values
-
-        def errors(found: list[torch.Tensor], to: list[torch.Tensor]) -> torch.Tensor:
-            """Of each caption, the squared error over the variance of the targets (as `relative_error`, but one by one)."""
-            both = zip(found, to, spreads, strict=True)
-            return torch.stack([(one - other).square().mean((1, 2)) / spread for one, other, spread in both]).mean(0)
-
         for _ in range(ATTACK_STEPS):
             with torch.enable_grad():
-                found, values = states(attack, tokens)
-                (gradient,) = torch.autograd.grad(errors(found, reached).sum(), values)
-            attack = start + self._descended(attack - start, gradient[:ATTACKED])
+                values = torch.cat([start + moves, self.table[tokens]]).requires_grad_(True)
+                found = captions.states(towers.text, values)
+                (gradient,) = torch.autograd.grad(captions.distances(found, captions.reached).sum(), values)
+            moves = self._descended(moves, gradient[:ATTACKED])
             tokens = self._exchanged(tokens, gradient[ATTACKED:], rng)
         if batch.split == "train":
             self.prefixes[kept] = tokens
-            for (name, number), move in zip(numbers, attack - start, strict=True):
+            for (name, number), move in zip(numbers, moves, strict=True):
                 self.moves[name][number] = move
-        found, _ = states(attack, tokens)
-        away = errors(found, wanted)
-        # an attack that does not bring the concept back may well be another word, and is no reason to move anything
-        succeeds = away.detach() * (1 - SUCCESS) > SUCCESS * errors(found, reached).detach()
-        return (away * succeeds).mean()
+        values = torch.cat([start + moves, self.table[tokens]])
+        wanted = captions.wanted_behind(values)
+        found = captions.states(towers.text, values)
+        with torch.no_grad():
+            # an attack that does not bring the concept back may well be another word, and is no reason to move anything
+            succeeds = captions.progress(found, wanted) > SUCCESS
+        return (captions.distances(found, wanted) * succeeds).mean()
 
     def _descended(self, moves: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """Perturbations [attacks, tokens, width] after a step against the gradient, within `RADIUS`."""
@@ -167,6 +142,86 @@ class RobustErasure(StableDiffusionErasure):
             best = torch.topk(gain, min(BEST, len(gain))).indices
             tokens[row, place] = self.vocabulary[best[rng.randrange(len(best))]]
         return tokens
+
+
+class _Attacked:
+    """Forget captions in which attacks put embeddings of their own: the concept's words in the first, prefixes in the last.
+
+    Attributes:
+        reached: what the frozen encoder says of each caption, hidden states [captions, positions, width] of each layer: the
+            attacks' goal.
+        wanted: the same of the captions that shall stand in their place, aligned.
+    """
+
+    def __init__(self, towers: Towers, pairs: list[Redirect]):
+        """
+        Args:
+            towers: the student and its frozen copy.
+            pairs: `ATTACKED` captions, and as many behind a prefix of `PREFIX_TOKENS` tokens.
+        """
+        import torch
+
+        self.towers = towers
+        ids, target_ids = towers.tokens([pair.caption for pair in pairs]), towers.tokens([pair.target for pair in pairs])
+        end = max(towers.end_of(ids), towers.end_of(target_ids))
+        self._ids, self._target_ids = ids[:, :end], target_ids[:, :end]
+        self._index = torch.tensor([alignment(towers.tokenizer, pair, end) for pair in pairs], device=ids.device)
+        places = []  # row, position, and which token of the attack stands there
+        for row, pair in enumerate(pairs):
+            groups = (
+                span_tokens(towers.tokenizer, pair.caption, pair.words, end) if row < ATTACKED else [range(1, PREFIX_TOKENS + 1)]
+            )
+            places += [(row, spot, min(order, PREFIX_TOKENS - 1)) for group in groups for order, spot in enumerate(group)]
+        self._places = places
+        with torch.no_grad():
+            self.reached, _ = encode(towers.frozen_text, self._ids, towers.layers)
+            targets, _ = encode(towers.frozen_text, self._target_ids, towers.layers)
+        self.wanted = self._aligned(targets, 0)
+        self._spreads = [target.sub(target.mean((0, 1))).square().mean() for target in targets]
+
+    def _aligned(self, targets: list[torch.Tensor], first: int) -> list[torch.Tensor]:
+        """The states of the targets from caption `first` on, where the captions' tokens have theirs."""
+        return [target.gather(1, self._index[first:, :, None].expand_as(target)) for target in targets]
+
+    def _put(self, text: Any, ids: torch.Tensor, values: torch.Tensor, first: int) -> list[torch.Tensor]:
+        """States of `ids` with the attacks' embeddings in those of the captions from `first` on."""
+        places = [place for place in self._places if place[0] >= first]
+        rows, positions, parts = (list(part) for part in zip(*places, strict=True))
+        with replaced(text, [row - first for row in rows], positions, values[rows, parts]):
+            return encode(text, ids, self.towers.layers)[0]
+
+    def states(self, text: Any, values: torch.Tensor) -> list[torch.Tensor]:
+        """What `text` says of the captions under the attacks `values` [captions, PREFIX_TOKENS, width]."""
+        return self._put(text, self._ids, values, 0)
+
+    def wanted_behind(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """`wanted`, but what a prefix says stays as it was, unless the original reads the concept in it."""
+        import torch
+
+        with torch.no_grad():
+            beside = self._put(self.towers.frozen_text, self._target_ids[ATTACKED:], values, ATTACKED)
+            both = zip(self.wanted, self._aligned(beside, ATTACKED), strict=True)
+            beside = [torch.cat([want[:ATTACKED], one]) for want, one in both]
+            spare = self.progress(beside, self.wanted) <= SUCCESS
+            return [torch.where(spare[:, None, None], one, want) for one, want in zip(beside, self.wanted, strict=True)]
+
+    def distances(self, found: list[torch.Tensor], to: list[torch.Tensor]) -> torch.Tensor:
+        """[captions], the squared error over the variance of the targets (as `relative_error`, but one by one)."""
+        import torch
+
+        both = zip(found, to, self._spreads, strict=True)
+        return torch.stack([(one - other).square().mean((1, 2)) / spread for one, other, spread in both]).mean(0)
+
+    def progress(self, found: list[torch.Tensor], origin: list[torch.Tensor]) -> torch.Tensor:
+        """[captions], how far `found` has come from `origin` along the way to the concept; what lies aside does not count."""
+        import torch
+
+        along, whole = [], []
+        for one, start, goal, want, spread in zip(found, origin, self.reached, self.wanted, self._spreads, strict=True):
+            way = goal - want
+            along.append(((one - start) * way).mean((1, 2)) / spread)
+            whole.append(way.square().mean((1, 2)) / spread)
+        return torch.stack(along).sum(0) / torch.stack(whole).sum(0).clamp(min=1e-12)
 
 
 def _with_prefix(pair: Redirect, prefix: str) -> Redirect:

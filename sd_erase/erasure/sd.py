@@ -126,7 +126,7 @@ def misspell(word: str, rng: random.Random) -> str:
 
 TEMPLATES = ("{}", "{} and {}", "a {}", "the {}", "some {} here")  # the concept alone, twice, first and last
 PSEUDO_SHARE = 0.3  # of the forget captions in which a pseudo-word stands for the concept's own
-FULL_LENGTH_SHARE = 0.3  # of the training steps that look at all 77 positions; the others end shortly behind the captions
+FULL_LENGTH_SHARE = 0.6  # of the training steps that look at all 77 positions; the others end shortly behind the captions
 
 
 class StableDiffusionErasure(Stateless):
@@ -138,7 +138,7 @@ class StableDiffusionErasure(Stateless):
     default_steps = 300
     default_learning_rate = 4e-3
     default_weights = {
-        "forgetting": 0.1, "retention": 0.1, "consistency": 0.1, "redirect": 10.0, "preserve": 10.0, "protect": 2.0, "empty": 2.0
+        "forgetting": 0.1, "retention": 0.1, "consistency": 0.1, "redirect": 10.0, "preserve": 30.0, "protect": 6.0, "empty": 6.0
     }  # fmt: skip
 
     def prepare(self, towers: Towers, concepts: list[Concept], anchors: dict[str, str], both_towers: bool) -> list[Any]:
