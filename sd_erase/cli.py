@@ -489,7 +489,12 @@ def harvest(as_json: bool, write_prompts: Path | None, prompts_count: int, **fla
 
 @main.command()
 @click.option("--fast", "train__objective", flag_value="fast", help="Short for --objective fast: no training, seconds on a CPU.")
-@click.option("--robust", "train__objective", flag_value="robust", help="Short for --objective robust, the default.")
+@click.option(
+    "--robust",
+    "train__objective",
+    flag_value="robust",
+    help="Short for --objective robust, the default: trained against attacks.",
+)
 @click.option(
     "--no-robust", "train__objective", flag_value="sd", help="Short for --objective sd: without an adversary, in less time."
 )
@@ -654,7 +659,7 @@ def compare_command(recipe: str, output: Path | None, as_json: bool) -> None:
 
     \b
     Example:
-      sd-erase compare pocket-sd
+      sd-erase compare pocket-default
       sd-erase compare my-methods.yaml --output outputs/my-methods
     """
     from sd_erase.comparison import compare, read_recipe, render

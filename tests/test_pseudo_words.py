@@ -12,7 +12,8 @@ from sd_erase.clip import Towers, choose_anchor, choose_neighbours, encode, load
 from sd_erase.concepts import Concept, concept_named
 from sd_erase.erasure import pseudo_words
 from sd_erase.erasure.method import Batch
-from sd_erase.erasure.robust import ATTACKED, RobustErasure
+from sd_erase.erasure.robust import ATTACKED, PREFIX_TOKENS, RobustErasure, _Attacked, _with_prefix
+from sd_erase.erasure.sd import redirect
 from sd_erase.pairs import Pair
 
 
@@ -94,6 +95,46 @@ def test_the_adversary_grows_stronger_and_its_pools_survive_a_resume(towers: Tow
     assert torch.equal(other.prefixes, method.prefixes)
     assert torch.equal(other.moves["bicycle"], moved)
     towers.text.zero_grad(set_to_none=True)
+
+
+def attacked(towers: Towers) -> _Attacked:
+    caption = "a photo of a bicycle on the grass"
+    pair = redirect(caption, [(13, 20)], "object")
+    neutral = " ".join(["object"] * PREFIX_TOKENS)
+    return _Attacked(towers, [pair] * ATTACKED + [_with_prefix(pair, neutral)] * ATTACKED)
+
+
+def test_an_attack_counts_by_how_far_it_moves_a_caption_towards_the_concept(towers: Towers) -> None:
+    captions = attacked(towers)
+    assert captions.progress(captions.wanted, captions.wanted).tolist() == [0] * 2 * ATTACKED
+    assert captions.progress(captions.reached, captions.wanted).tolist() == pytest.approx([1] * 2 * ATTACKED)
+    # a large change across the way is far from both, and no attack
+    aside = []
+    for goal, want in zip(captions.reached, captions.wanted, strict=True):
+        way, noise = goal - want, torch.randn(want.shape, generator=torch.Generator().manual_seed(0))
+        share = (noise * way).sum((1, 2), keepdim=True) / way.square().sum((1, 2), keepdim=True)
+        aside.append(want + 5 * (noise - share * way))
+    assert captions.progress(aside, captions.wanted).abs().max() < 1e-4
+    assert captions.distances(aside, captions.wanted).min() > 1
+
+
+def test_words_before_a_caption_keep_what_they_say_unless_they_say_the_concept(towers: Towers) -> None:
+    captions = attacked(towers)
+
+    def prefix(words: str) -> torch.Tensor:
+        ids = towers.tokenizer(words, add_special_tokens=False).input_ids
+        assert len(ids) == PREFIX_TOKENS
+        return pseudo_words.embedding(towers.text).weight[ids].detach()
+
+    spared, concept = prefix("red big white"), prefix("bicycle bike bicycle")
+    values = torch.stack([spared] * (ATTACKED + 1) + [concept] * (ATTACKED - 1))
+    wanted = captions.wanted_behind(values)
+    ids = towers.tokens(["red big white a photo of an object on the grass"])
+    own = encode(towers.frozen_text, ids[:, : wanted[0].shape[1]], towers.layers)[0]
+    for layer, plain in enumerate(captions.wanted):
+        assert torch.equal(wanted[layer][:ATTACKED], plain[:ATTACKED])  # pseudo-words stand in the concept's place
+        assert torch.allclose(wanted[layer][ATTACKED, -1], own[layer][0, -1], atol=1e-3)
+        assert torch.equal(wanted[layer][ATTACKED + 1 :], plain[ATTACKED + 1 :])
 
 
 def test_neighbours_are_near_things_that_the_base_tells_apart(towers: Towers) -> None:

@@ -66,7 +66,7 @@ def test_training_lowers_the_validation_loss_and_keeps_the_best(harvested: tuple
     assert losses[found["best_step"]] == min(loss for step, loss in losses.items() if step) < losses[0]
     assert found["best_validation"]["redirect"] < next(row for row in rows if row["step"] == 0)["terms"]["redirect"]
     assert [row["step"] for row in rows if row["split"] == "train"] == list(range(1, 21))
-    assert set(rows[0]["terms"]) == set(found["weights"]) == {*PAPER_TERMS, *STATE_TERMS}
+    assert set(rows[0]["terms"]) == set(found["weights"]) == {*PAPER_TERMS, *STATE_TERMS, "adversarial"}
     assert found["anchor"]["bicycle"] in ("object", "thing", "item")
     assert all(key.startswith("text_model.") for key in encoder(run))
 

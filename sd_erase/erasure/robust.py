@@ -1,4 +1,4 @@
-"""``--robust``: the objective `sd` with an adversary that looks for ways to say the concept still, and training against them.
+"""``--robust``, the default: the objective `sd` with an adversary that looks for ways to say the concept still.
 
 Two kinds of attack are kept in pools and go on from step to step, each towards the states that the frozen encoder gives the
 concept (min over the attack of the distance to them), while training redirects what they find (min over the weights):

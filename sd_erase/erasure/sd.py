@@ -1,4 +1,4 @@
-"""``--objective sd``: CLIPErase's modules plus the hidden states that the denoiser reads.
+"""``--objective sd``: CLIPErase's modules plus the hidden states that the denoiser reads. The default, `robust`, builds on it.
 
 Redirect: the forget captions' states become those that the frozen encoder gives the same caption with the concept's words
 replaced by the anchor, aligned over the span, the words behind it, end-of-text and padding. Preserve: the states of
@@ -130,7 +130,7 @@ FULL_LENGTH_SHARE = 0.6  # of the training steps that look at all 77 positions; 
 
 
 class StableDiffusionErasure(Stateless):
-    """The default objective. Vision tower, projection and temperature stay frozen; only linear weights train."""
+    """The default without its adversary. Vision tower, projection and temperature stay frozen; only linear weights train."""
 
     needs_images = False  # the paper's terms join in where the CLIP partner is at hand
     only_matrices = True
