@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_and_the_last_checkpoint(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"weights": {"forget": 1.0}}, "Loss term of objective sd 'forget' is unknown"),
+        ({"weights": {"forget": 1.0}}, "Loss term of objective robust 'forget' is unknown"),
         ({"weights": {"redirect": -1.0}}, "is negative"),
         ({"towers": "both"}, "trains the text tower only"),
         ({"objective": "fast", "steps": 0, "lora_rank": 4}, "does not train, so it makes no LoRA"),
@@ -209,7 +209,7 @@ def test_text_without_images_trains_sd_but_not_the_paper(harvested: tuple[RunCon
     with pytest.raises(UserError, match="needs an image for every caption"):
         loop.train(with_train(config, objective="paper"), run)
     loop.train(config, run)
-    assert set(next(read_jsonl(run.metrics))["terms"]) == STATE_TERMS
+    assert set(next(read_jsonl(run.metrics))["terms"]) == {*STATE_TERMS, "adversarial"}
 
 
 def test_a_forget_set_smaller_than_a_batch_warns(harvested: tuple[RunConfig, RunDir]) -> None:
