@@ -120,10 +120,10 @@ def test_the_pooled_output_is_part_of_every_term(folder: Path) -> None:
 def test_an_interruption_in_the_second_encoder_does_not_train_the_first_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, run = harvested(folder, tmp_path / "run")
+    config, run = harvested(folder, tmp_path / "run", objective="sd")
     loop.train(config, run)
     expected = {name: states(folder, run, name) for name in NAMES}
-    config, again = harvested(folder, tmp_path / "again")
+    config, again = harvested(folder, tmp_path / "again", objective="sd")
     steps, plain = [], loop._Data.batch
 
     def interrupted(self: object, split: str, number: int) -> object:
@@ -145,7 +145,7 @@ def test_an_interruption_in_the_second_encoder_does_not_train_the_first_again(
 
 
 def test_a_lora_of_both_is_exported_exactly(folder: Path, tmp_path: Path) -> None:
-    config, run = harvested(folder, tmp_path / "run", lora_rank=4)
+    config, run = harvested(folder, tmp_path / "run", objective="sd", lora_rank=4)
     found = loop.train(config, run)
     assert all(run.lora(name).is_file() for name in NAMES) and found["lora_rank"] == 4
     config = dataclasses.replace(config, export=ExportConfig(to="lora", dtype="float32"))
