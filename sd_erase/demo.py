@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sd_erase.config import GenerateConfig, RunConfig
+from sd_erase.config import GenerateConfig, RunConfig, TrainConfig
 from sd_erase.rundir import RunDir
 from sd_erase.stages import output_of, run_stage
 
 STAGES = ("harvest", "train", "generate", "evaluate", "export", "report")
 DEFAULT_CONCEPT = "bicycle"
-# 50 prompts: 100 images of each encoder, some tens of seconds on two cores
-DEFAULTS = RunConfig(generate=GenerateConfig(images_per_prompt=2))
+# 50 prompts: 100 images of each encoder, some tens of seconds on two cores; fewer steps than a training of one's own would take
+DEFAULTS = RunConfig(generate=GenerateConfig(images_per_prompt=2), train=TrainConfig(steps=200))
 
 
 def fill(config: RunConfig) -> RunConfig:
