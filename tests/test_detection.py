@@ -126,7 +126,8 @@ def test_detection_does_not_depend_on_the_batch(folder: Path) -> None:
     together = detector.detect(images)
     for one, found in zip(images, together, strict=True):
         (alone,) = detector.detect([one])
-        # sorted by place: scores that differ by less than rounding stand in either order
+        assert numpy.allclose([each.score for each in alone], [each.score for each in found], atol=1e-5)  # the best first
+        # and by place, since scores that differ by less than rounding stand in either order
         alone, found = (sorted(each, key=lambda item: (item.label, *numpy.round(item.box, 1))) for each in (alone, found))
         assert [each.label for each in alone] == [each.label for each in found]
         assert numpy.allclose([each.box for each in alone], [each.box for each in found], atol=1e-3)
