@@ -7,6 +7,7 @@ that is trained on the listed words alone may key on those; one that is trained 
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,16 +42,21 @@ def vocabulary(tokenizer: Any, embedding: torch.Tensor) -> list[int]:
     """
     import torch
 
-    special = set(tokenizer.all_special_ids)
-    texts = tokenizer.batch_decode([[token] for token in range(len(embedding))])
-    words = [token for token, text in enumerate(texts) if token not in special and text.strip().isalpha()]
-    typed = tokenizer([texts[token].strip() for token in words], add_special_tokens=False, verbose=False).input_ids
-    words = [token for token, ids in zip(words, typed, strict=True) if ids == [token]]
     _, group = torch.unique(embedding.detach().float(), dim=0, return_inverse=True)
     first: dict[int, int] = {}
-    for token in words:
+    for token in _words(tokenizer, len(embedding)):
         first.setdefault(int(group[token]), token)
     return list(first.values())
+
+
+@functools.lru_cache(maxsize=1)  # four seconds, which every concept and the adversary would take again
+def _words(tokenizer: Any, count: int) -> list[int]:
+    """Those of the first `count` ids that stand for whole words of letters, which are typed as they are read."""
+    special = set(tokenizer.all_special_ids)
+    texts = tokenizer.batch_decode([[token] for token in range(count)])
+    words = [token for token, text in enumerate(texts) if token not in special and text.strip().isalpha()]
+    typed = tokenizer([texts[token].strip() for token in words], add_special_tokens=False, verbose=False).input_ids
+    return [token for token, ids in zip(words, typed, strict=True) if ids == [token]]
 
 
 @contextmanager
