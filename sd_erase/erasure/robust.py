@@ -43,7 +43,6 @@ SUCCESS = 0.4  # of the way back to the concept's states from which an attack is
 class RobustErasure(StableDiffusionErasure):
     """The term ``adversarial`` beside those of `StableDiffusionErasure`."""
 
-    default_steps = 450  # 300 broke more often under the prefix search, and drew untouched prompts less alike
     default_weights = StableDiffusionErasure.default_weights | {"adversarial": 5.0}
 
     def prepare(self, towers: Towers, concepts: list[Concept], anchors: dict[str, str], both_towers: bool) -> list[Any]:
