@@ -268,10 +268,13 @@ class _Bench:
             folder = self.folder / "original" / _name(concepts) / _name(group)
             paths, captions = self._draw(pipeline, prompts, folder, group, settings, self._base_stamp)
             self.paths[concepts, group] = paths
+            on_anchor = group in ("anchor", REDRAWN)
+            # what stands beside the concept is the prompt's own matter: "an apple laptop" asks for no apple, "an apple thing" would
+            asked = [prompt for prompt in groups["named"] for _ in range(self._images("named"))] if on_anchor else captions
             result[group] = answers(
-                group, captions, detect_files(detector, paths, f"{group} detections", self.progress)[0], found, detector
+                group, asked, detect_files(detector, paths, f"{group} detections", self.progress)[0], found, detector
             )
-            if group in ("anchor", REDRAWN):
+            if on_anchor:
                 features = coherence.features(paths)
                 result[group]["clip_score"] = coherence.clip_score(features, captions)
                 if group == "anchor":

@@ -103,6 +103,22 @@ def test_a_comparison_trains_draws_counts_and_resumes(tmp_path: Path) -> None:
     assert encoder.stat().st_mtime_ns == written
 
 
+def test_an_anchor_that_makes_a_word_an_object_asks_for_no_more_companions(tmp_path: Path) -> None:
+    """ "An apple laptop" names no apple; "an apple thing", which the original is asked for in its place, would."""
+    render(tmp_path / "bench" / "scenes", scenes=150)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("An apple laptop beside a dog in a park.\n", encoding="utf-8")
+    recipe = Recipe(
+        ("laptop",),
+        {"token": {"train.objective": "token"}},
+        images={"named": 2},
+        settings={"generate.prompts": [str(prompts)], "device": "cpu"},
+    )
+    result = compare(recipe, tmp_path / "bench")
+    original = result["original"]["laptop"]
+    assert [original[group]["companions"]["n"] for group in ("named", "anchor", "anchor, other seeds")] == [2, 2, 2]
+
+
 @pytest.mark.parametrize("name", names("recipes"))
 def test_the_bundled_recipes_can_be_read(name: str) -> None:
     recipe = read_recipe(name)
