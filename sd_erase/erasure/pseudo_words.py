@@ -49,7 +49,7 @@ def vocabulary(tokenizer: Any, embedding: torch.Tensor) -> list[int]:
     return list(first.values())
 
 
-@functools.lru_cache(maxsize=1)  # four seconds, which every concept and the adversary would take again
+@functools.lru_cache(maxsize=1)  # seconds, which every concept and the adversary would take again
 def _words(tokenizer: Any, count: int) -> list[int]:
     """Those of the first `count` ids that stand for whole words of letters, which are typed as they are read."""
     special = set(tokenizer.all_special_ids)
