@@ -6,7 +6,8 @@ concept (min over the attack of the distance to them), while training redirects 
 * perturbed pseudo-words: input embeddings that the frozen encoder reads as the concept (`pseudo_words`), moved by projected
   gradient descent (Madry et al. 2018, arXiv:1706.06083) within a ball, in the place of the concept's words;
 * prefixes: real tokens before the caption, exchanged one at a time by the embedding's gradient (HotFlip, Ebrahimi et al. 2018,
-  arXiv:1712.06751), as attacks on prompts do (UnlearnDiffAtk, Zhang et al. 2024, arXiv:2310.11868).
+  arXiv:1712.06751), as attacks on prompts do (UnlearnDiffAtk, Zhang et al. 2024, arXiv:2310.11868). An exchange stays where it brings
+  the caption further: to first order alone, exchanges wander no better than at random.
 
 The attacks look at the text encoder alone, unlike AdvUnlearn (Zhang et al. 2024, arXiv:2405.15234), which needs the denoiser in the
 loop and hours.
@@ -33,16 +34,18 @@ if TYPE_CHECKING:
 PREFIXES = 48  # that are kept
 PREFIX_TOKENS = TOKENS  # so that both kinds make one tensor
 ATTACKED = 8  # captions a step and kind
-ATTACK_STEPS = 3  # of gradient, each training step
+ATTACK_STEPS = 4  # of gradient, each training step
 STEP_SIZE = 0.15  # of a perturbation, relative to the root mean square of the token embeddings
 RADIUS = 0.75  # of a perturbation, likewise (root mean square over an embedding's numbers)
 BEST = 4  # tokens that the gradient holds best, of which one is taken
-SUCCESS = 0.4  # of the way back to the concept's states from which an attack is trained against
+SUCCESS = 0.4  # of the way back to the concept's states from which a perturbation is trained against
+SPARED = 0.3  # of that way, which words before a caption may say: all words go some of it
 
 
 class RobustErasure(StableDiffusionErasure):
     """The term ``adversarial`` beside those of `StableDiffusionErasure`."""
 
+    default_steps = 450
     default_weights = StableDiffusionErasure.default_weights | {"adversarial": 5.0}
 
     def prepare(self, towers: Towers, concepts: list[Concept], anchors: dict[str, str], both_towers: bool) -> list[Any]:
@@ -103,13 +106,7 @@ class RobustErasure(StableDiffusionErasure):
         kept = rng.sample(range(PREFIXES), ATTACKED)
         tokens = self.prefixes[kept].clone()
 
-        for _ in range(ATTACK_STEPS):
-            with torch.enable_grad():
-                values = torch.cat([start + moves, self.table[tokens]]).requires_grad_(True)
-                found = captions.states(towers.text, values)
-                (gradient,) = torch.autograd.grad(captions.distances(found, captions.reached).sum(), values)
-            moves = self._descended(moves, gradient[:ATTACKED])
-            tokens = self._exchanged(tokens, gradient[ATTACKED:], rng)
+        moves, tokens = self._attacked(towers, captions, start, moves, tokens, rng)
         if batch.split == "train":
             self.prefixes[kept] = tokens
             for (name, number), move in zip(numbers, moves, strict=True):
@@ -118,9 +115,50 @@ class RobustErasure(StableDiffusionErasure):
         wanted = captions.wanted_behind(values)
         found = captions.states(towers.text, values)
         with torch.no_grad():
-            # an attack that does not bring the concept back may well be another word, and is no reason to move anything
-            succeeds = captions.progress(found, wanted) > SUCCESS
-        return (captions.distances(found, wanted) * succeeds).mean()
+            # a perturbation that does not bring the concept back may well be another word, and is no reason to move anything
+            counts = captions.progress(found, wanted) > SUCCESS
+            counts[ATTACKED:] = True  # what a prefix may say is in what is wanted
+        return (captions.distances(found, wanted) * counts).mean()
+
+    def _attacked(
+        self,
+        towers: Towers,
+        captions: _Attacked,
+        start: torch.Tensor,
+        moves: torch.Tensor,
+        tokens: torch.Tensor,
+        rng: random.Random,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Perturbations and prefixes after `ATTACK_STEPS`; a prefix never says less of the concept than it did.
+
+        Args:
+            captions: what is attacked.
+            start: pseudo-words [attacks, tokens, width].
+            moves: their perturbations so far.
+            tokens: prefixes [attacks, PREFIX_TOKENS].
+            rng: chooses the exchanges.
+        """
+        import torch
+
+        for step in range(ATTACK_STEPS + 1):
+            with torch.enable_grad():
+                values = torch.cat([start + moves, self.table[tokens]]).requires_grad_(True)
+                found = captions.states(towers.text, values)
+                progress = captions.progress(found, captions.wanted)[ATTACKED:]
+                goal = captions.distances(found, captions.reached)[:ATTACKED].sum() - progress.sum()
+                (gradient,) = torch.autograd.grad(goal, values)
+            progress, slope = progress.detach(), gradient[ATTACKED:]
+            if step == 0:
+                best, reached, direction = tokens, progress, slope
+            else:
+                further = progress > reached
+                best = torch.where(further[:, None], tokens, best)
+                reached = torch.where(further, progress, reached)
+                direction = torch.where(further[:, None, None], slope, direction)
+            if step < ATTACK_STEPS:
+                moves = self._descended(moves, gradient[:ATTACKED])
+                tokens = self._exchanged(best, direction, rng)
+        return moves, best
 
     def _descended(self, moves: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """Perturbations [attacks, tokens, width] after a step against the gradient, within `RADIUS`."""
@@ -194,16 +232,26 @@ class _Attacked:
         """What `text` says of the captions under the attacks `values` [captions, PREFIX_TOKENS, width]."""
         return self._put(text, self._ids, values, 0)
 
+    def _behind(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """What the frozen encoder says of the targets behind the prefixes `values`; pseudo-words' captions as they are wanted."""
+        import torch
+
+        beside = self._put(self.towers.frozen_text, self._target_ids[ATTACKED:], values, ATTACKED)
+        both = zip(self.wanted, self._aligned(beside, ATTACKED), strict=True)
+        return [torch.cat([want[:ATTACKED], one]) for want, one in both]
+
     def wanted_behind(self, values: torch.Tensor) -> list[torch.Tensor]:
-        """`wanted`, but what a prefix says stays as it was, unless the original reads the concept in it."""
+        """`wanted`, but what a prefix says stays as it was, less what the original reads in it of the concept beyond `SPARED`.
+
+        Nouns lie on each other's ways from "nothing in particular": of the way to "dog", "clock" alone goes nearly all. To take
+        the prefix as a whole from what is wanted would teach that beside a dog there is no clock.
+        """
         import torch
 
         with torch.no_grad():
-            beside = self._put(self.towers.frozen_text, self._target_ids[ATTACKED:], values, ATTACKED)
-            both = zip(self.wanted, self._aligned(beside, ATTACKED), strict=True)
-            beside = [torch.cat([want[:ATTACKED], one]) for want, one in both]
-            spare = self.progress(beside, self.wanted) <= SUCCESS
-            return [torch.where(spare[:, None, None], one, want) for one, want in zip(beside, self.wanted, strict=True)]
+            beside = self._behind(values)
+            too_far = (self.progress(beside, self.wanted) - SPARED).clamp(min=0)[:, None, None]
+            return [one - too_far * (goal - want) for one, goal, want in zip(beside, self.reached, self.wanted, strict=True)]
 
     def distances(self, found: list[torch.Tensor], to: list[torch.Tensor]) -> torch.Tensor:
         """[captions], the squared error over the variance of the targets (as `relative_error`, but one by one)."""
