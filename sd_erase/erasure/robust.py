@@ -140,25 +140,25 @@ class RobustErasure(StableDiffusionErasure):
         """
         import torch
 
-        for step in range(ATTACK_STEPS + 1):
+        best, direction = tokens, torch.zeros_like(self.table[tokens])  # the gradient at the best
+        reached = torch.full((len(tokens),), -torch.inf, device=tokens.device)  # its progress
+        for _ in range(ATTACK_STEPS):
             with torch.enable_grad():
                 values = torch.cat([start + moves, self.table[tokens]]).requires_grad_(True)
                 found = captions.states(towers.text, values)
                 progress = captions.progress(found, captions.wanted)[ATTACKED:]
                 goal = captions.distances(found, captions.reached)[:ATTACKED].sum() - progress.sum()
                 (gradient,) = torch.autograd.grad(goal, values)
-            progress, slope = progress.detach(), gradient[ATTACKED:]
-            if step == 0:
-                best, reached, direction = tokens, progress, slope
-            else:
-                further = progress > reached
-                best = torch.where(further[:, None], tokens, best)
-                reached = torch.where(further, progress, reached)
-                direction = torch.where(further[:, None, None], slope, direction)
-            if step < ATTACK_STEPS:
-                moves = self._descended(moves, gradient[:ATTACKED])
-                tokens = self._exchanged(best, direction, rng)
-        return moves, best
+            further = progress > reached
+            best = torch.where(further[:, None], tokens, best)
+            reached = torch.where(further, progress.detach(), reached)
+            direction = torch.where(further[:, None, None], gradient[ATTACKED:], direction)
+            moves = self._descended(moves, gradient[:ATTACKED])
+            tokens = self._exchanged(best, direction, rng)
+        with torch.no_grad():
+            found = captions.states(towers.text, torch.cat([start + moves, self.table[tokens]]))
+            further = captions.progress(found, captions.wanted)[ATTACKED:] > reached
+        return moves, torch.where(further[:, None], tokens, best)
 
     def _descended(self, moves: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """Perturbations [attacks, tokens, width] after a step against the gradient, within `RADIUS`."""
@@ -243,7 +243,7 @@ class _Attacked:
     def wanted_behind(self, values: torch.Tensor) -> list[torch.Tensor]:
         """`wanted`, but what a prefix says stays as it was, less what the original reads in it of the concept beyond `SPARED`.
 
-        Nouns lie on each other's ways from "nothing in particular": of the way to "dog", "clock" alone goes nearly all. To take
+        Nouns lie on each other's ways from "nothing in particular": of the way to "chair", "orange" alone goes nearly all. To take
         the prefix as a whole from what is wanted would teach that beside a dog there is no clock.
         """
         import torch
