@@ -12,7 +12,7 @@ from sd_erase.clip import Towers, choose_anchor, choose_neighbours, encode, load
 from sd_erase.concepts import Concept, concept_named
 from sd_erase.erasure import pseudo_words
 from sd_erase.erasure.method import Batch
-from sd_erase.erasure.robust import ATTACK_STEPS, ATTACKED, PREFIX_TOKENS, SPARED, RobustErasure, _Attacked, _with_prefix
+from sd_erase.erasure.robust import ATTACKED, PREFIX_TOKENS, SPARED, RobustErasure, _Attacked, _with_prefix
 from sd_erase.erasure.sd import redirect
 from sd_erase.pairs import Pair
 
@@ -154,7 +154,6 @@ def test_a_prefix_never_says_less_of_the_concept_after_an_attack(towers: Towers)
             values = torch.cat([start, method.table[tokens]])
             return captions.progress(captions.states(towers.text, values), captions.wanted)[ATTACKED:]
 
-    assert (after == before).sum(1).min() >= PREFIX_TOKENS - ATTACK_STEPS
     changed = (after != before).any(1)
     assert changed.any()
     assert (progress(after)[changed] > progress(before)[changed]).all()
