@@ -327,12 +327,15 @@ class _Bench:
         folders = {"original": first / "named", "anchor": first / "anchor"} | {
             method: self._run(method, concepts, self.recipe.seeds[0]).path / "probes" / "named" for method in self.recipe.methods
         }
-        shown = sorted(folders["original"].glob("*.png"))[:: self._images("named")][::8][:prompts]
+        # a recipe that asked for more images than it does now leaves some that not every method has
+        common = set.intersection(*({path.name for path in folder.glob("*.png")} for folder in folders.values()))
+        first_of = {name.partition("-")[0]: name for name in sorted(common, reverse=True)}  # of a prompt the lowest name
+        shown = [first_of[prompt] for prompt in sorted(first_of)][::8][:prompts]
         captions = []
-        for path in shown:
-            with Image.open(path) as image:
+        for name in shown:
+            with Image.open(folders["original"] / name) as image:
                 captions.append(image.info["prompt"])
-        rows = {name: [folder / path.name for path in shown] for name, folder in folders.items()}
+        rows = {row: [folder / name for name in shown] for row, folder in folders.items()}
         sheet(captions, rows, self.folder / f"contact-{_name(concepts)}.png")
 
 

@@ -64,3 +64,11 @@ def device(name: str) -> Any:
     if missing_cuda or (chosen.type == "mps" and not torch.backends.mps.is_available()):
         raise UserError(f"Device {name!r} is not available on this machine: pass --device cpu or --device auto.")
     return chosen
+
+
+def free_memory(device: Any) -> int:
+    """Bytes that are free on a `torch.device`: of the graphics card, else of this machine."""
+    import psutil
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

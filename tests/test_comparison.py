@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,11 @@ def test_a_comparison_trains_draws_counts_and_resumes(tmp_path: Path) -> None:
     written = encoder.stat().st_mtime_ns
     assert compare(recipe, tmp_path / "bench")["rows"] == result["rows"]
     assert encoder.stat().st_mtime_ns == written
+
+    for path in (tmp_path / "bench" / "runs" / "bicycle" / "token-seed0" / "probes" / "named").glob("*-seed1.png"):
+        path.unlink()  # as where a method joins when the recipe asks for fewer images than at first
+    fewer = compare(dataclasses.replace(recipe, images={"named": 1}), tmp_path / "bench")
+    assert [row["named"]["n"] for row in fewer["rows"]] == [3, 3]
 
 
 def test_an_anchor_that_makes_a_word_an_object_asks_for_no_more_companions(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,6 +71,50 @@ def test_training_lowers_the_validation_loss_and_keeps_the_best(harvested: tuple
     assert set(rows[0]["terms"]) == set(found["weights"]) == {*PAPER_TERMS, *STATE_TERMS}
     assert found["anchor"]["bicycle"] in ("object", "thing", "item")
     assert all(key.startswith("text_model.") for key in encoder(run))
+
+
+@pytest.mark.parametrize(("objective", "towers", "rank"), [("robust", "text", 0), ("sd", "text", 4), ("paper", "both", 0)])
+def test_little_memory_costs_a_second_pass_and_changes_no_number(
+    harvested: tuple[RunConfig, RunDir], monkeypatch: pytest.MonkeyPatch, objective: str, towers: str, rank: int
+) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    from sd_erase import resources
+    from sd_erase.erasure import pseudo_words
+
+    monkeypatch.setattr(pseudo_words, "STEPS", 2)
+    config, run = harvested
+    config = with_train(config, objective=objective, towers=towers, lora_rank=rank, steps=3, validate_every=3)
+    plain = loop.train(config, run)
+    rows, weights = list(read_jsonl(run.metrics)), encoder(run)
+
+    calls = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments[0])
+        return checkpoint(*arguments, **options)
+
+    monkeypatch.setattr("transformers.modeling_utils.checkpoint", counted)
+    monkeypatch.setattr(resources, "free_memory", lambda device: 0)
+    run.reopen("train")
+    shutil.rmtree(run.checkpoints)  # or it would resume, and have nothing left to do
+    sparing = loop.train(config, run)
+    assert (plain["gradient_checkpointing"], sparing["gradient_checkpointing"]) == (False, True)
+    assert calls
+    assert [row["terms"] for row in read_jsonl(run.metrics)] == [row["terms"] for row in rows]
+    assert all(torch.equal(value, weights[name]) for name, value in encoder(run).items())
+
+
+def test_what_a_step_keeps_by_hand() -> None:
+    text = SimpleNamespace(max_position_embeddings=77, hidden_size=768, num_hidden_layers=12)
+    vision = SimpleNamespace(image_size=224, patch_size=14, hidden_size=1024, num_hidden_layers=24)
+    towers: Any = SimpleNamespace(
+        text=SimpleNamespace(config=text), clip=SimpleNamespace(config=SimpleNamespace(vision_config=vision))
+    )
+    captions = (64 + 25) * 77 * 768 * 12
+    assert loop._activations(towers, TrainConfig(batch_size=32)) == 4 * 16 * captions
+    images = 64 * 257 * 1024 * 24
+    assert loop._activations(towers, TrainConfig(batch_size=32, towers="both")) == 4 * 16 * (captions + images)
 
 
 def test_only_linear_weights_change(harvested: tuple[RunConfig, RunDir]) -> None:
