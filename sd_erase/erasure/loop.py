@@ -185,7 +185,7 @@ def _train_encoder(
     solves = method.solves and not settings.lora_rank  # a LoRA must hold the whole change
     if solves:
         method.solve(towers, data.sets["forget", "train"], data.sets["retain", "train"], config.seed)
-    checkpointing = _activations(towers, settings) > resources.free_memory(accelerator.device) / 2
+    checkpointing = bool(settings.steps) and _activations(towers, settings) > resources.free_memory(accelerator.device) / 2
     if checkpointing:
         _checkpoint_gradients(towers, settings.towers == "both")
     trainer = _Trainer(accelerator, towers, method, trained, settings, data, *run.training(name), inputs, solves, checkpointing)
