@@ -46,6 +46,14 @@ def test_a_fine_tunes_own_encoder_is_trained_and_it_is_said(
         assert torch.equal(own.state_dict()["encoder.layers.1.mlp.fc2.weight"], expected)
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_vision_tower_that_does_not_train_is_held_once(is_shared: bool) -> None:
+    towers = load_towers(bases.resolve("pocket"), torch.device("cpu"), need_images=True, share_vision=is_shared)
+    assert (towers.clip.vision_model is towers.frozen_clip.vision_model) == is_shared
+    for name in ("text_model", "text_projection", "visual_projection", "logit_scale"):
+        assert getattr(towers.clip, name) is not getattr(towers.frozen_clip, name)
+
+
 def test_a_clip_partner_that_is_named_is_the_one_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sd_erase.config import HarvestConfig, RunConfig, TrainConfig
     from sd_erase.erasure import loop

@@ -185,9 +185,8 @@ def _train_encoder(
     solves = method.solves and not settings.lora_rank  # a LoRA must hold the whole change
     if solves:
         method.solve(towers, data.sets["forget", "train"], data.sets["retain", "train"], config.seed)
-    checkpointing = bool(settings.steps) and _activations(towers, settings) > resources.free_memory(accelerator.device) / 2
-    if checkpointing:
-        _checkpoint_gradients(towers, settings.towers == "both")
+    is_tight = bool(settings.steps) and _activations(towers, settings) > resources.free_memory(accelerator.device) / 2
+    checkpointing = is_tight and _checkpoint_gradients(towers.clip if settings.towers == "both" else towers.text)
     trainer = _Trainer(accelerator, towers, method, trained, settings, data, *run.training(name), inputs, solves, checkpointing)
     trainer.fit(progress)
     trainer.restore_best()
@@ -292,19 +291,22 @@ def _activations(towers: Towers, settings: TrainConfig) -> int:
     return 4 * KEPT * numbers
 
 
-def _checkpoint_gradients(towers: Towers, both: bool) -> None:
+def _checkpoint_gradients(model: Any) -> bool:
     """Compute the layers twice in place of keeping what they computed (Chen et al. 2016, arXiv:1604.06174): the same weights result.
 
-    The layers are put into training mode, where transformers does so, what is inside them is not: a fine-tune's
-    configuration may drop out attention.
+    The layers are put into training mode, in which alone transformers does so; what is inside them is not, because a
+    fine-tune's configuration may drop out attention.
+
+    Returns:
+        Whether the model can.
     """
-    for model in (towers.text, *([towers.clip] if both else [])):
-        enable = getattr(model, "gradient_checkpointing_enable", None)
-        if enable is not None:
-            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        for module in model.modules():
-            if getattr(module, "gradient_checkpointing", False):
-                module.training = True
+    if not hasattr(model, "gradient_checkpointing_enable"):  # SDXL's second encoder in transformers 4
+        return False
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.training = True
+    return bool(layers)
 
 
 def _peak_memory(accelerator: Any) -> float | None:
