@@ -185,6 +185,7 @@ def _train_encoder(
     solves = method.solves and not settings.lora_rank  # a LoRA must hold the whole change
     if solves:
         method.solve(towers, data.sets["forget", "train"], data.sets["retain", "train"], config.seed)
+    # the other half is for gradients, the optimiser's moments, and what no layer keeps
     is_tight = bool(settings.steps) and _activations(towers, settings) > resources.free_memory(accelerator.device) / 2
     checkpointing = is_tight and _checkpoint_gradients(towers.clip if settings.towers == "both" else towers.text)
     trainer = _Trainer(accelerator, towers, method, trained, settings, data, *run.training(name), inputs, solves, checkpointing)
