@@ -24,10 +24,11 @@ from sd_erase.drawing import base_stamp
 from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError
 from sd_erase.evaluation import detect_files
-from sd_erase.images import Prompt, Settings, draw, sheet
+from sd_erase.images import Settings, draw, sheet
 from sd_erase.metrics.rates import wilson
 from sd_erase.probes import Coherence, answers, probes, psnr, unlisted_words
 from sd_erase.progress import NoProgress, Progress
+from sd_erase.prompts import Prompt
 from sd_erase.rundir import RunDir, fingerprint, read_json, write_json_atomic, write_text_atomic
 from sd_erase.stages import run_stage, write_config
 

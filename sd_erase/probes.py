@@ -21,7 +21,7 @@ from sd_erase.bases import POCKET_FOLDER, Base
 from sd_erase.concepts import Concept, all_cards
 from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError
-from sd_erase.images import read_prompts
+from sd_erase.prompts import read_prompts
 
 if TYPE_CHECKING:
     from sd_erase.detection import Detection, Detector

@@ -32,6 +32,7 @@ FOUNDATION = {
     "resources",
     "provenance",
     "pocket",
+    "prompts",
 }
 # a stage may import itself and what stands before it; stages of one row do not know each other
 ORDER = [

@@ -17,7 +17,8 @@ from PIL import Image
 from sd_erase import bases, drawing, images, resources
 from sd_erase.config import GenerateConfig, RunConfig
 from sd_erase.errors import UserError
-from sd_erase.images import SCHEDULERS, Prompt, Settings, generate_pairs, overlong_prompts, read_prompts
+from sd_erase.images import SCHEDULERS, Settings, generate_pairs, overlong_prompts
+from sd_erase.prompts import Prompt, read_prompts
 from sd_erase.rundir import RunDir, read_jsonl
 
 PROMPTS = [Prompt("a bicycle next to a dog"), Prompt("an apple on a chair"), Prompt("a bus", seed=77)]

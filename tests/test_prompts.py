@@ -10,8 +10,8 @@ import pytest
 
 from sd_erase import resources
 from sd_erase.concepts import all_cards, concept_named
-from sd_erase.images import Prompt, read_prompts
 from sd_erase.pocket import build, world
+from sd_erase.prompts import Prompt, read_prompts
 
 TARGETS = ("apple", "bicycle", "chair", "elephant")
 COUNT = 50

@@ -21,9 +21,10 @@ from sd_erase.detection import Detector
 from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError
 from sd_erase.evaluation import detect_files, detector_of, markdown_table, percent
-from sd_erase.images import Prompt, Settings, draw, read_prompts
+from sd_erase.images import Settings, draw
 from sd_erase.metrics.rates import share
 from sd_erase.progress import NoProgress, Progress
+from sd_erase.prompts import Prompt, read_prompts
 from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_json_atomic, write_jsonl_atomic, write_text_atomic
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ from sd_erase import resources
 from sd_erase.detection import load_detector
 from sd_erase.drawing import Settings, base_stamp, precision
 from sd_erase.evaluation import detect_files
-from sd_erase.images import Prompt, draw, read_prompts
+from sd_erase.images import draw
 from sd_erase.metrics.rates import wilson
 from sd_erase.pipeline import erased_pipeline, load_original
 from sd_erase.probes import answers
+from sd_erase.prompts import Prompt, read_prompts
 from sd_erase.reproduce import Experiment, Recipe
 from sd_erase.reproduce.bench import Bench
 from sd_erase.reproduce.tables import _rows as encoders
