@@ -18,6 +18,16 @@ from typing import Any
 from sd_erase.errors import UserError
 
 
+def umask_mode(*, folder: bool = False) -> int:
+    """The permissions that this process's umask gives a new file (or folder).
+
+    Temporary files are private; what takes a lasting name gets these instead, as if it had been opened anew.
+    """
+    mask = os.umask(0)  # the only way to read it is to set it
+    os.umask(mask)
+    return (0o777 if folder else 0o666) & ~mask
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write `text` to `path` through a temporary file and a rename, so that no half-written file is ever seen."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +35,7 @@ def write_text_atomic(path: Path, text: str) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(text)
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, umask_mode())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sd_erase.errors import UserError
-from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_jsonl_atomic, write_text_atomic
+from sd_erase.rundir import RunDir, fingerprint, read_jsonl, umask_mode, write_jsonl_atomic, write_text_atomic
 
 
 def test_runs_are_numbered_and_named_after_concept_and_base(tmp_path: Path) -> None:
@@ -59,3 +59,15 @@ def test_json_lines_round_trip(tmp_path: Path) -> None:
     rows = [{"caption": "naïve\nbike"}, {"caption": "dog"}]
     write_jsonl_atomic(tmp_path / "rows.jsonl", rows)
     assert list(read_jsonl(tmp_path / "rows.jsonl")) == rows
+
+
+@pytest.mark.parametrize(("mask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0o002, 0o664, 0o775)])
+def test_what_is_written_is_readable_by_the_umasks_rule(tmp_path: Path, mask: int, file: int, folder: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_text_atomic(tmp_path / "x", "text")
+        assert (umask_mode(), umask_mode(folder=True)) == (file, folder)
+        assert (tmp_path / "x").stat().st_mode & 0o777 == file
+        assert os.umask(mask) == mask  # reading it changed nothing
+    finally:
+        os.umask(before)
