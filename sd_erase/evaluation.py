@@ -6,21 +6,28 @@ image: its index row's keys and ``detections``), ``report/evaluation.json`` and 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sd_erase import bases, resources
 from sd_erase.concepts import Concept, all_cards, read_concepts
 from sd_erase.config import RunConfig
 from sd_erase.detection import BATCH_SIZE, Detection, Detector, load_detector
 from sd_erase.errors import UserError
-from sd_erase.metrics.rates import ImagePair, detection_rates, is_found, surplus
+from sd_erase.metrics.rates import ImagePair, detection_rates, is_found, surplus, surplus_p_values
+from sd_erase.metrics.verdicts import doubts
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_json_atomic, write_jsonl_atomic, write_text_atomic
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 SIDES = ("original", "erased")
+FLAT_SPREAD = 3  # of 255: an image whose every channel spans no more is a single colour
 
 
 def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -> dict[str, Any]:
@@ -33,7 +40,8 @@ def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -
 
     Returns:
         The manifest "evaluate": ``rows`` (see `metrics.rates.row`; roles "target", "target_named", "others", "object"),
-        ``surplus`` of each side, ``per_prompt``, ``detector`` and ``warnings``.
+        ``surplus`` of each side, ``per_prompt``, ``detector``, ``flat`` (side -> images of a single colour; pairs with one are
+        left out), ``identical`` (pairs that name a concept and are the same to the pixel) and ``warnings``.
 
     Raises:
         UserError: no images, no concept that the detector can find, or a bad detector.
@@ -50,13 +58,12 @@ def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -
         return run.read_manifest("evaluate")
     run.reopen("evaluate")
     found: dict[str, list[list[Detection]]] = {}
-    warnings: list[str] = []
+    pictures: dict[str, list[Picture]] = {}
     for side in SIDES:
         if not all(row.get(side) for row in index):
             continue
-        found[side], blank = detect_files(detector, [run.images / row[side] for row in index], f"{side} detections", progress)
-        if blank:
-            warnings.append(f"{blank} of the {side} images are a single colour: the model overflowed (try --device cpu).")
+        paths = [run.images / row[side] for row in index]
+        found[side], pictures[side] = detect_files(detector, paths, f"{side} detections", progress)
         rows = (
             {
                 "image": row[side],
@@ -67,8 +74,19 @@ def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -
             for row, one in zip(index, found[side], strict=True)
         )
         write_jsonl_atomic(run.detections / f"{side}.jsonl", rows)
-    result = compare(index, found["original"], found.get("erased"), concepts, all_cards().values(), detector.labels)
-    result["warnings"] = warnings + result["warnings"]
+    told = [number for number in range(len(index)) if not any(each[number].flat for each in pictures.values())]
+    if not told:
+        raise UserError(
+            "Every image pair has an image of a single colour, so nothing can be measured: the model overflowed; run "
+            "`sd-erase generate --device cpu`."
+        )
+    kept = {side: [each[number] for number in told] for side, each in found.items()}
+    cards = all_cards().values()
+    result = compare([index[number] for number in told], kept["original"], kept.get("erased"), concepts, cards, detector.labels)
+    result["left_out"] = len(index) - len(told)
+    result["flat"] = {side: sum(picture.flat for picture in each) for side, each in pictures.items()}
+    result["identical"] = _identical(index, pictures, concepts)
+    result["warnings"] = doubts(result) + result["warnings"]
     result["detector"] = detector.card
     result["base"] = config.base
     write_json_atomic(run.report / "evaluation.json", result)
@@ -105,7 +123,8 @@ def compare(
         known_labels: what the detector can find.
 
     Returns:
-        ``concepts``, ``prompts``, ``images``, ``rows``, ``surplus``, ``per_prompt``, ``warnings``.
+        ``concepts``, ``prompts``, ``images``, ``rows``, ``naming`` (concept -> images whose prompt names it), ``surplus``,
+        ``surplus_p``, ``per_prompt``, ``warnings``.
 
     Raises:
         UserError: the detector knows no label of an erased concept.
@@ -146,15 +165,15 @@ def compare(
                 None if erased is None else Counter(each.label for each in erased[number]),
             )
         )
-    if not any(pair.targets for pair in pairs):
-        warnings.append(f"No prompt names {', '.join(targets)}: the rates of the target say nothing about its erasure.")
     sides = ["original"] if erased is None else list(SIDES)
     return {
         "concepts": list(targets),
         "prompts": len({row["prompt_index"] for row in index}),
         "images": len(index),
         "rows": detection_rates(pairs, targets),
+        "naming": {name: sum(name in pair.targets for pair in pairs) for name in targets},
         "surplus": {side: surplus(pairs, side, targets) for side in sides},
+        "surplus_p": {} if erased is None else surplus_p_values(pairs, targets),
         "per_prompt": _per_prompt(index, pairs, targets, sides),
         "warnings": warnings,
     }
@@ -197,32 +216,56 @@ def _per_prompt(
     return result
 
 
+@dataclass(frozen=True)
+class Picture:
+    """What an image file shows, whatever a detector says of it."""
+
+    flat: bool  # a single colour, as pipelines write where the numbers overflowed
+    pixels: str  # a digest of size and RGB values
+
+    @classmethod
+    def of(cls, image: Image) -> Picture:
+        colours = image.convert("RGB")
+        flat = all(high - low <= FLAT_SPREAD for low, high in colours.getextrema())
+        return cls(flat, hashlib.sha256(repr(colours.size).encode() + colours.tobytes()).hexdigest())
+
+
+def _identical(
+    index: Sequence[dict[str, Any]], pictures: dict[str, list[Picture]], concepts: Sequence[Concept]
+) -> dict[str, int]:
+    """How many pairs name a concept, and how many of these are the same to the pixel."""
+    naming = [number for number, row in enumerate(index) if any(concept.find(row["prompt"]) for concept in concepts)]
+    both = pictures.get("erased")
+    same = 0 if both is None else sum(pictures["original"][number].pixels == both[number].pixels for number in naming)
+    return {"naming": same, "naming_of": len(naming)}
+
+
 def detect_files(
     detector: Detector, paths: Sequence[Path], description: str, progress: Progress
-) -> tuple[list[list[Detection]], int]:
-    """The detections of image files, and how many of the images are one flat colour.
+) -> tuple[list[list[Detection]], list[Picture]]:
+    """The detections of image files, and what the files show.
 
     Raises:
         UserError: an image is missing or damaged.
     """
-    from PIL import Image, UnidentifiedImageError
+    import PIL.Image
 
     found: list[list[Detection]] = []
-    blank = 0
+    pictures: list[Picture] = []
     with progress(description, len(paths)) as task:
         for start in range(0, len(paths), BATCH_SIZE):
             images = []
             for path in paths[start : start + BATCH_SIZE]:
                 try:
-                    image = Image.open(path)
+                    image = PIL.Image.open(path)
                     image.load()
-                except (UnidentifiedImageError, OSError, ImportError) as error:  # ImportError: ultralytics' Image.open
+                except (PIL.UnidentifiedImageError, OSError, ImportError) as error:  # ImportError: ultralytics' Image.open
                     raise UserError(f"Image {path} is missing or damaged: run `sd-erase generate` again.") from error
                 images.append(image)
-                blank += all(low == high for low, high in image.convert("RGB").getextrema())
+                pictures.append(Picture.of(image))
             found += detector.detect(images)
             task.advance(len(images))
-    return found, blank
+    return found, pictures
 
 
 def _rounded(box: Sequence[float]) -> list[float]:
@@ -311,13 +354,13 @@ def render_markdown(result: dict[str, Any]) -> str:
     lines = [
         f"# Detection rate before and after erasing {', '.join(result['concepts'])}",
         "",
+        *(f"> {warning}\n" for warning in result["warnings"]),
         *markdown_table(HEADERS, (_cells(row) for row in result["rows"])),
         "",
         _caption(result) + ".",
         "Intervals: Wilson, 95 %. p: McNemar's exact test over pairs from the same prompt, seed and noise; the line of all "
         "others counts each named object of an image, which are not independent of one another.",
         "",
-        *(f"> {warning}\n" for warning in result["warnings"]),
         "## Beyond the named objects",
         "",
         *markdown_table(["", *(side.capitalize() for side in sides)], ([name, *values] for name, values in beyond)),

@@ -13,7 +13,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries read it: no test asks the hub, nor waits for one that does not answer
 
 from sd_erase.config import GenerateConfig, RunConfig, dump
-from sd_erase.metrics.rates import ImagePair, detection_rates, surplus
+from sd_erase.metrics.rates import ImagePair, detection_rates, surplus, surplus_p_values
 from sd_erase.rundir import RunDir, read_jsonl, write_json_atomic, write_jsonl_atomic
 
 
@@ -107,6 +107,7 @@ def evaluated(with_images: RunDir) -> RunDir:
         "images": 100,
         "rows": detection_rates(pairs, targets),
         "surplus": {side: surplus(pairs, side, targets) for side in ("original", "erased")},
+        "surplus_p": surplus_p_values(pairs, targets),
         "per_prompt": [],
         "warnings": ["The detector has no label for kite: named by prompts but not counted."],
         "detector": {

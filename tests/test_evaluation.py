@@ -18,6 +18,7 @@ from sd_erase.config import EvaluateConfig, RunConfig
 from sd_erase.detection import Detection
 from sd_erase.errors import UserError
 from sd_erase.metrics.rates import ImagePair, detection_rates, mcnemar, share, surplus, wilson
+from sd_erase.metrics.verdicts import doubts
 from sd_erase.rundir import RunDir, read_jsonl, write_jsonl_atomic
 
 COCO = frozenset(
@@ -121,7 +122,7 @@ def test_objects_are_named_by_whole_words(prompt: str, others: set[str]) -> None
 
 def test_a_spared_sense_does_not_name_the_target() -> None:
     result = compare("An apple phone on a chair", ["cell phone", "chair"], after=["chair"])
-    assert any("No prompt names apple" in warning for warning in result["warnings"])
+    assert result["naming"] == {"apple": 0} and "No prompt names apple" in doubts(result)[0]
     (row,) = result["per_prompt"]
     assert row["targets"] == {"apple": {"original": 0, "erased": 0}}
     assert row["others"] == {"cell phone": {"original": 1, "erased": 0}, "chair": {"original": 1, "erased": 1}}
@@ -196,7 +197,9 @@ def test_the_stage_writes_detections_and_report(drawn: tuple[RunConfig, RunDir, 
         "bicycle": (1.0, 0.0, 4), "others (mean over named objects)": (1.0, 1.0, 6), "bus": (1.0, 1.0, 2), "cat": (1.0, 1.0, 2),
         "dog": (1.0, 1.0, 2),
     }  # fmt: skip
-    assert result["detector"] == made[0].card and result["warnings"] == []
+    assert result["detector"] == made[0].card and result["identical"] == {"naming": 0, "naming_of": 4}
+    (warning,) = result["warnings"]
+    assert warning.startswith("Only 4 images show a prompt with bicycle")
     lines = list(read_jsonl(run.detections / "original.jsonl"))
     assert lines[0] == {
         "image": "original/0000-seed0.png", "prompt_index": 0, "seed": 0,
@@ -235,8 +238,31 @@ def test_the_original_alone_can_be_evaluated(drawn: tuple[RunConfig, RunDir, lis
 def test_images_of_one_colour_are_reported(drawn: tuple[RunConfig, RunDir, list[FakeDetector]]) -> None:
     config, run, _ = drawn
     Image.new("RGB", (64, 64), "black").save(run.images / "erased" / "0001-seed1.png")
-    (warning,) = evaluation.evaluate(config, run)["warnings"]
-    assert warning.startswith("1 of the erased images are a single colour")
+    result = evaluation.evaluate(config, run)
+    assert result["warnings"][0].startswith("1 of the erased images are a single colour")
+    assert (result["left_out"], result["flat"]) == (1, {"original": 0, "erased": 1})
+    rates = {row["name"]: (row["images"], row["erased"]["count"]) for row in result["rows"]}
+    assert rates["bicycle"] == (3, 0) and rates["cat"] == (1, 1)  # the black image is no proof that nothing is there
+
+
+def test_nothing_is_measured_where_every_pair_has_a_flat_image(drawn: tuple[RunConfig, RunDir, list[FakeDetector]]) -> None:
+    config, run, _ = drawn
+    for path in (run.images / "erased").iterdir():
+        Image.effect_noise((64, 64), 0.4).convert("RGB").save(path)  # a level or two around one grey
+    with pytest.raises(UserError, match="sd-erase generate --device cpu"):
+        evaluation.evaluate(config, run)
+    assert run.read_manifest("evaluate") is None
+
+
+def test_pairs_that_are_the_same_to_the_pixel_are_said(drawn: tuple[RunConfig, RunDir, list[FakeDetector]]) -> None:
+    config, run, _ = drawn
+    for name in ("0000-seed0.png", "0001-seed1.png"):
+        with Image.open(run.images / "original" / name) as image:
+            image.save(run.images / "erased" / name, optimize=True)  # other bytes, the same pixels
+    result = evaluation.evaluate(config, run)
+    assert result["identical"] == {"naming": 2, "naming_of": 4}
+    assert "2 of the 4 image pairs whose prompt names bicycle are identical" in result["warnings"][0]
+    assert "> 2 of the 4 image pairs" in (run.report / "evaluation.md").read_text(encoding="utf-8").split("\n| Object")[0]
 
 
 def test_missing_inputs_are_one_sentence(drawn: tuple[RunConfig, RunDir, list[FakeDetector]]) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sd_erase.concepts import concept_named
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
-from sd_erase.metrics.rates import row
-from sd_erase.report import build_report, judge_others, judge_target, percent
-from sd_erase.report.figures import CHART_HEIGHT, CHART_WIDTH, MOST_POINTS, curves
-from sd_erase.rundir import RunDir, write_jsonl_atomic
+from sd_erase.report import build_report
+from sd_erase.report.figures import CHART_HEIGHT, CHART_WIDTH, MOST_POINTS, curves, image_pairs
+from sd_erase.rundir import RunDir, read_jsonl, write_jsonl_atomic
 
 VOID = {"meta", "img", "input", "br", "link"}
 
@@ -130,46 +130,6 @@ def test_exported_files_are_listed(settings: RunConfig, evaluated: RunDir) -> No
     assert "bicycle-pocket-text_encoder-fp16.safetensors" in page_of(settings, evaluated).text
 
 
-def judged(role: str, before: int, after: int, n: int) -> dict[str, Any]:
-    line = row("x", role, [number < before for number in range(n)], [number < after for number in range(n)])
-    return (judge_target if role == "target" else judge_others)({"rows": [line]})
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "n", "answer"),
-    [
-        (100, 0, 100, "Yes, for these prompts"),
-        (10, 0, 10, "It looks so, but 10 images are few"),
-        (100, 10, 100, "Mostly, not fully"),
-        (100, 50, 100, "Only in part"),
-        (100, 95, 100, "No"),
-        (5, 0, 100, "Cannot be told: the original model hardly shows it"),
-    ],
-)
-def test_whether_it_is_gone(before: int, after: int, n: int, answer: str) -> None:
-    assert judged("target", before, after, n)["answer"] == answer
-
-
-@pytest.mark.parametrize(
-    ("after", "answer"), [(100, "Little that the detector sees"), (96, "Little"), (85, "Something"), (40, "A lot")]
-)
-def test_what_it_broke(after: int, answer: str) -> None:
-    assert judged("others", 100, after, 100)["answer"].startswith(answer)
-
-
-def test_percentages() -> None:
-    shares = (0.0, 0.005, 0.5, 0.123, 0.996, 1.0, None)
-    assert [percent(share) for share in shares] == [
-        "0%",
-        "0.5%",
-        "50%",
-        "12%",
-        "99.6%",
-        "100%",
-        "–",
-    ]
-
-
 def test_curves_span_their_box_and_are_thinned(tmp_path: Any) -> None:
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": step, "split": "train", "loss": float(step), "terms": {"a_b": 1.0}} for step in range(1000)]
@@ -181,3 +141,38 @@ def test_curves_span_their_box_and_are_thinned(tmp_path: Any) -> None:
     assert points[0][1] > CHART_HEIGHT - 2 and points[-1][1] < 2
     assert (loss["best"], term["title"]) == (CHART_WIDTH, "a b")
     assert curves(tmp_path / "none", None) == []
+
+
+def test_every_image_that_still_shows_the_concept_comes_first(settings: RunConfig, evaluated: RunDir) -> None:
+    """Also those that are no prompt's first image, and those whose prompt does not ask for it."""
+    index = list(read_jsonl(evaluated.images / "index.jsonl"))
+    index[3]["prompt"] = "a dog"
+    write_jsonl_atomic(evaluated.images / "index.jsonl", index)
+    rows = [
+        {"image": row["erased"], "detections": [{"label": "bicycle", "score": score, "box": [8.0, 8.0, 40.0, 40.0]}] if score else []}
+        for row, score in zip(index, (0.0, 0.4, 0.6, 0.9), strict=True)
+    ]
+    write_jsonl_atomic(evaluated.detections / "erased.jsonl", rows)
+    text = " ".join(page_of(settings, evaluated).text.split())
+    headings = [
+        "Still found: bicycle, in images whose prompt names it (2 of 3 images)",
+        "Found though no word asks for it: bicycle (1 of 4 images)",
+        "Prompts that name bicycle (2 of 2 prompts)",
+    ]
+    assert [text.index(heading) for heading in headings] == sorted(text.index(heading) for heading in headings)
+    groups = image_pairs(evaluated, [concept_named("bicycle")])
+    assert [[pair["seed"] for pair in group["pairs"]] for group in groups] == [[0, 1], [1], [0, 0]]  # the surest first
+    assert "In no image of the erased encoder" not in text
+
+
+def test_doubts_stand_before_any_figure(settings: RunConfig, evaluated: RunDir) -> None:
+    text = page_of(settings, evaluated).text
+    assert text.index("has no label for kite") < text.index("Base model") < text.index("98%")
+    assert "In no image of the erased encoder was the concept still found." in " ".join(text.split())
+
+
+def test_doubled_and_unnamed_objects_stand_on_the_page(settings: RunConfig, evaluated: RunDir) -> None:
+    text = " ".join(page_of(settings, evaluated).text.split())
+    assert "Named objects drawn more than once 0 of 100 (0%) 0 of 100 (0%) 1.000" in text
+    assert "Images with an object that nobody named 0 of 100 (0%) 7 of 100 (7%) 0.016" in text
+    assert "an object that nobody named is in the image (0% to 7%)" in text

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+WHERE_NAMED = " (where the prompt names it)"  # of a row's name: over the images whose prompt names the concept
+
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval of a share (E. B. Wilson, 1927).
@@ -130,7 +132,7 @@ def detection_rates(pairs: Sequence[ImagePair], targets: Mapping[str, frozenset[
         rows.append(looked_for(name, "target", [(pair, labels) for pair in pairs]))
         naming = [(pair, labels) for pair in pairs if name in pair.targets]
         if 0 < len(naming) < len(pairs):
-            rows.append(looked_for(f"{name} (where the prompt names it)", "target_named", naming))
+            rows.append(looked_for(f"{name}{WHERE_NAMED}", "target_named", naming))
     asked = [(pair, name, labels) for pair in pairs for name, labels in pair.objects.items()]
     if asked:
         rows.append(looked_for("others (mean over named objects)", "others", [(pair, labels) for pair, _, labels in asked]))
@@ -152,25 +154,42 @@ def surplus(pairs: Sequence[ImagePair], side: str, targets: Mapping[str, frozens
         the prompts ask for, an image), ``doubled`` (share of named objects found more than once), ``unnamed`` (share of
         images with an object that the prompt does not name) and ``unnamed_labels`` (label -> images).
     """
-    target_labels = frozenset().union(*targets.values())
-    boxes = asked = 0
-    doubled: list[bool] = []
-    unnamed: list[bool] = []
-    unnamed_labels: Counter[str] = Counter()
-    for pair in pairs:
-        counts: Counter[str] = getattr(pair, side)
-        named = frozenset().union(*pair.objects.values())
-        found = [sum(counts[label] for label in labels) for labels in pair.objects.values()]
-        boxes, asked = boxes + sum(found), asked + len(found)
-        doubled += [number > 1 for number in found]
-        strangers = {label for label, count in counts.items() if count} - named - target_labels
-        unnamed.append(bool(strangers))
-        unnamed_labels.update(strangers)
+    boxes = [count for pair in pairs for count in _boxes(pair, side)]
+    strangers = [_strangers(pair, side, targets) for pair in pairs]
     n = len(pairs)
     return {
-        "named_others_mean_count": boxes / n if n else 0.0,
-        "named_others_asked": asked / n if n else 0.0,
-        "doubled": share(doubled),
-        "unnamed": share(unnamed),
-        "unnamed_labels": dict(unnamed_labels.most_common()),
+        "named_others_mean_count": sum(boxes) / n if n else 0.0,
+        "named_others_asked": len(boxes) / n if n else 0.0,
+        "doubled": share([count > 1 for count in boxes]),
+        "unnamed": share([bool(labels) for labels in strangers]),
+        "unnamed_labels": dict(Counter(label for labels in strangers for label in sorted(labels)).most_common()),
     }
+
+
+def surplus_p_values(pairs: Sequence[ImagePair], targets: Mapping[str, frozenset[str]]) -> dict[str, float]:
+    """McNemar's exact p-values that as much is "doubled" and "unnamed" (see `surplus`) with the erased model as before.
+
+    Args:
+        pairs: all images, each with an erased side.
+        targets: erased concept -> labels.
+    """
+    doubled = {side: [count > 1 for pair in pairs for count in _boxes(pair, side)] for side in ("original", "erased")}
+    unnamed = {side: [bool(_strangers(pair, side, targets)) for pair in pairs] for side in ("original", "erased")}
+    result = {}
+    for kind, found in (("doubled", doubled), ("unnamed", unnamed)):
+        counts = Counter(zip(found["original"], found["erased"], strict=True))
+        result[kind] = mcnemar(counts[True, False], counts[False, True])
+    return result
+
+
+def _boxes(pair: ImagePair, side: str) -> list[int]:
+    """How many boxes of each named object one side of a pair has."""
+    counts: Counter[str] = getattr(pair, side)
+    return [sum(counts[label] for label in labels) for labels in pair.objects.values()]
+
+
+def _strangers(pair: ImagePair, side: str, targets: Mapping[str, frozenset[str]]) -> set[str]:
+    """The labels on one side of a pair that the prompt does not name and that belong to no target."""
+    counts: Counter[str] = getattr(pair, side)
+    asked = frozenset().union(*pair.objects.values(), *targets.values())
+    return {label for label, count in counts.items() if count} - asked

@@ -6,6 +6,7 @@ Reads the run's manifests, ``concepts.json``, ``metrics.jsonl``, ``images/index.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from pathlib import Path
@@ -16,14 +17,11 @@ from sd_erase.bases import resolve as resolve_base
 from sd_erase.concepts import Concept
 from sd_erase.config import RunConfig, dump
 from sd_erase.errors import UserError
+from sd_erase.metrics.verdicts import GONE_RATE, KEPT_SHARE, judge_others, judge_target, percent
 from sd_erase.report.figures import curves, image_pairs
 from sd_erase.rundir import RunDir, fingerprint, write_json_atomic, write_text_atomic
 
 STAGE = "report"
-# what the page calls gone, and little harm; said on the page too
-GONE_RATE = 0.04
-KEPT_SHARE = 0.95
-SURE_HIGH = 0.10  # the interval's upper end above which "gone" rests on too few images
 TEMPLATE = Path(__file__).with_name("template.html")
 
 
@@ -52,8 +50,7 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
     names = [concept.name for concept in concepts] or list(config.concepts)
     base = resolve_base(config.base)
     date = datetime.datetime.fromtimestamp(run.manifest("train").stat().st_mtime, datetime.timezone.utc)
-    labels = {label for concept in concepts for label in concept.labels}
-    groups = image_pairs(run, concepts, labels, progress) if manifests["generate"] else []
+    groups = image_pairs(run, concepts, progress) if manifests["generate"] else []
     gone, broken = judge_target(evaluation), judge_others(evaluation)
     towers = "both towers trained" if config.train.towers == "both" else "text tower trained"
     facts = {
@@ -74,6 +71,7 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
         "evaluation": evaluation,
         "generated": manifests["generate"],
         "detector": (evaluation or {}).get("detector"),
+        "beyond": _beyond(evaluation),
         "instead": _instead(evaluation),
         "groups": groups,
         "example": groups[0]["pairs"][0]["text"] if groups else f"a photo of {', '.join(names)}",
@@ -101,97 +99,15 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
     write_text_atomic(run.report / "report.html", page)
     summary = {
         "facts": facts,
-        "gone": gone,
-        "broken": broken,
+        "gone": dataclasses.asdict(gone),
+        "broken": dataclasses.asdict(broken),
         "rows": evaluation["rows"] if evaluation else [],
         "pairs_shown": sum(len(group["pairs"]) for group in groups),
         "bytes": len(page.encode()),
     }
     write_json_atomic(run.report / "report.json", summary)
-    kept = {"gone": gone["answer"], "broken": broken["answer"], "pairs_shown": summary["pairs_shown"], "bytes": summary["bytes"]}
+    kept = {"gone": gone.answer, "broken": broken.answer, "pairs_shown": summary["pairs_shown"], "bytes": summary["bytes"]}
     return run.complete(STAGE, fingerprint(manifests, __version__), {**kept, "warnings": warnings})
-
-
-def percent(share: float | None) -> str:
-    """A share as a percentage, with a decimal only where it tells something."""
-    if share is None:
-        return "–"
-    value = 100 * share
-    return f"{value:.0f}%" if value == round(value) or 10 <= value <= 90 else f"{value:.1f}%"
-
-
-def judge_target(evaluation: dict[str, Any] | None) -> dict[str, Any]:
-    """Is it really gone? The answer in a word, and one sentence a concept with the numbers it rests on."""
-    rows = _target_rows(evaluation)
-    if not rows or any(row["erased"] is None or not row["images"] for row in rows):
-        return {"answer": "Not measured yet", "tone": "open", "sentences": [], "rows": []}
-    worst = max(rows, key=lambda row: row["erased"]["rate"])
-    before, after = worst["original"]["rate"], worst["erased"]["rate"]
-    if before < 2 * GONE_RATE:
-        answer, tone = "Cannot be told: the original model hardly shows it", "open"
-    elif after <= GONE_RATE:
-        answer, tone = (
-            ("Yes, for these prompts", "good")
-            if worst["erased"]["high"] <= SURE_HIGH
-            else (f"It looks so, but {worst['images']} images are few", "open")
-        )
-    elif after <= 0.2 * before:
-        answer, tone = "Mostly, not fully", "open"
-    elif after <= 0.8 * before:
-        answer, tone = "Only in part", "bad"
-    else:
-        answer, tone = "No", "bad"
-    sentences = [
-        f"In {row['images']} images, the detector found {_plain(row)} in "
-        f"{percent(row['original']['rate'])} with the original encoder and in {percent(row['erased']['rate'])} with the "
-        f"erased one (95% interval {percent(row['erased']['low'])} to {percent(row['erased']['high'])})."
-        for row in rows
-    ]
-    return {"answer": answer, "tone": tone, "sentences": sentences, "rows": [_change(row) for row in rows]}
-
-
-def judge_others(evaluation: dict[str, Any] | None) -> dict[str, Any]:
-    """What did it break? The answer in a word, and sentences on all other named objects and on the ones that suffered."""
-    rows = (evaluation or {}).get("rows", ())
-    total = next((row for row in rows if row["role"] == "others"), None)
-    if total is None or total["kept"] is None:
-        answer = "Not measured yet" if not rows else "Cannot be told: no prompt names another object that the detector finds"
-        return {"answer": answer, "tone": "open", "sentences": [], "rows": []}
-    kept = total["kept"]
-    answer, tone = (
-        ("Little that the detector sees", "good")
-        if kept >= KEPT_SHARE
-        else ("Something, see below", "open") if kept >= 0.8 else ("A lot", "bad")
-    )  # fmt: skip
-    sentences = [
-        f"Of everything else that the prompts name, {percent(total['original']['rate'])} was found with the original encoder and "
-        f"{percent(total['erased']['rate'])} with the erased one: {percent(kept)} of the original rate is kept."
-    ]
-    harmed = [row for row in rows if row["role"] == "object" and (row["change"] or 0) < 0 and (row["p_value"] or 1) < 0.05]
-    if harmed:
-        listed = ", ".join(
-            f"{row['name']} ({percent(row['original']['rate'])} to {percent(row['erased']['rate'])})"
-            for row in sorted(harmed, key=lambda row: row["change"])[:5]
-        )
-        sentences.append(f"Found less often beyond chance (p < 0.05): {listed}.")
-    else:
-        sentences.append("No single object is found less often beyond chance (p < 0.05).")
-    return {"answer": answer, "tone": tone, "sentences": sentences, "rows": [_change(total)]}
-
-
-def _plain(row: dict[str, Any]) -> str:
-    return row["name"].split(" (")[0]
-
-
-def _change(row: dict[str, Any]) -> dict[str, Any]:
-    return {"name": _plain(row), "before": row["original"]["rate"], "after": row["erased"]["rate"]}
-
-
-def _target_rows(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """One row an erased concept: over the images whose prompt names it, where the others are told apart."""
-    rows = (evaluation or {}).get("rows", ())
-    named = {_plain(row): row for row in rows if row["role"] == "target_named"}
-    return [named.get(_plain(row), row) for row in rows if row["role"] == "target"]
 
 
 def _table_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -205,6 +121,19 @@ def _table_row(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "is_target": row["role"].startswith("target"), "marks": [mark(row["original"]), mark(row["erased"])]}
 
 
+def _beyond(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """What is in the images beyond each named object once: shares of both sides and whether they differ beyond chance."""
+    surplus = (evaluation or {}).get("surplus", {})
+    if "erased" not in surplus:
+        return []
+    names = {"doubled": "Named objects drawn more than once", "unnamed": "Images with an object that nobody named"}
+    p_values = (evaluation or {}).get("surplus_p", {})
+    return [
+        {"name": name, "sides": [surplus[side][kind] for side in ("original", "erased")], "p_value": p_values.get(kind)}
+        for kind, name in names.items()
+    ]
+
+
 def _instead(evaluation: dict[str, Any] | None) -> list[tuple[str, int, int]]:
     """Objects that no prompt named: label, images with the original and with the erased encoder; the most grown first."""
     surplus = (evaluation or {}).get("surplus", {})
@@ -212,7 +141,7 @@ def _instead(evaluation: dict[str, Any] | None) -> list[tuple[str, int, int]]:
         return []
     before, after = surplus["original"]["unnamed_labels"], surplus["erased"]["unnamed_labels"]
     rows = [(label, before.get(label, 0), after.get(label, 0)) for label in {**before, **after}]
-    return sorted(rows, key=lambda row: (row[1] - row[2], row[0]))[:5]
+    return sorted(rows, key=lambda row: (row[1] - row[2], row[0]))
 
 
 def _anchors(anchors: Any) -> str:

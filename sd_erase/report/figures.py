@@ -17,48 +17,84 @@ from sd_erase.rundir import RunDir, read_jsonl
 NAMING, OTHER = 12, 6  # pairs shown of prompts that name the concept, and of ones that do not
 SMALL = 128  # pixels; smaller images are embedded as they are and enlarged sharply
 EMBEDDED_SIZE = 320  # pixels of the longer side of a larger one
+MANY_PAIRS, SMALLER_SIZE = 150, 200  # where more pairs are shown, the page would grow beyond what a browser likes
 JPEG_QUALITY = 82
 CHART_WIDTH, CHART_HEIGHT = 300, 120
 MOST_POINTS = 240
 
 
-def image_pairs(run: RunDir, concepts: Sequence[Concept], labels: set[str], progress: Any = None) -> list[dict[str, Any]]:
-    """Groups of image pairs: prompts that name a concept, and ones that do not.
+def image_pairs(run: RunDir, concepts: Sequence[Concept], progress: Any = None) -> list[dict[str, Any]]:
+    """Groups of image pairs: all in which a concept was still found, then prompts that name a concept, and ones that do not.
 
-    The pairs are each prompt's first image, of prompts spread evenly over the list: nobody chose them by their looks.
+    The pairs of the last two are each prompt's first image, of prompts spread evenly over the list: nobody chose them by their
+    looks, and a page that shows only them would hide what leaks elsewhere.
 
     Args:
         run: a run with images; detections are shown where there are any.
         concepts: what was erased; its words are marked in the prompts.
-        labels: the detector's labels of these concepts.
         progress: told of each pair.
 
     Returns:
-        Groups with "title", "of" (prompts to choose from) and "pairs"; a pair has "prompt" (pieces of (text, is concept)),
-        "seed" and "sides".
+        Groups with "title", "of" (what to choose from), "unit" (of what), "leaks" and "pairs"; a pair has "prompt" (pieces of
+        (text, is concept)), "seed" and "sides".
     """
+    rows = [row for row in read_jsonl(run.images / "index.jsonl") if row.get("original") and row.get("erased")]
+    found = {side: _detections(run.detections / f"{side}.jsonl") for side in ("original", "erased")}
+    labels = {label for concept in concepts for label in concept.labels}
+    groups = [group for group in (*_leaks(rows, concepts, found["erased"]), *_samples(rows, concepts)) if group["rows"]]
+    size = EMBEDDED_SIZE if sum(len(group["rows"]) for group in groups) <= MANY_PAIRS else SMALLER_SIZE
+    with (progress or NoProgress())("report", sum(len(group["rows"]) for group in groups)) as task:
+        for group in groups:
+            group["pairs"] = []
+            for row in group.pop("rows"):
+                sides = [_side(run.images / row[side], side, found[side].get(row[side]), labels, size) for side in found]
+                pair = {"prompt": _pieces(row["prompt"], concepts), "text": row["prompt"], "seed": row["seed"], "sides": sides}
+                group["pairs"].append(pair)
+                task.advance(1)
+    return groups
+
+
+def _leaks(
+    rows: Sequence[dict[str, Any]], concepts: Sequence[Concept], erased: dict[str, list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """All pairs whose erased image shows a concept: where the prompt names it, and where it does not; the surest first."""
+    asked: list[tuple[float, dict[str, Any]]] = []
+    unasked: list[tuple[float, dict[str, Any]]] = []
+    naming = 0
+    for row in rows:
+        named = {label for concept in concepts if concept.find(row["prompt"]) for label in concept.labels}
+        other = {label for concept in concepts for label in concept.labels} - named
+        naming += bool(named)
+        for labels, where in ((named, asked), (other, unasked)):
+            scores = [found["score"] for found in erased.get(row["erased"], ()) if found["label"] in labels]
+            if scores:
+                where.append((max(scores), row))
+    title = ", ".join(concept.name for concept in concepts)
+    return [
+        {"title": heading, "of": number, "unit": "images", "leaks": True,
+         "rows": [row for _, row in sorted(pairs, key=lambda pair: -pair[0])]}
+        for heading, number, pairs in (
+            (f"Still found: {title}, in images whose prompt names it", naming, asked),
+            (f"Found though no word asks for it: {title}", len(rows), unasked),
+        )
+    ]  # fmt: skip
+
+
+def _samples(rows: Sequence[dict[str, Any]], concepts: Sequence[Concept]) -> list[dict[str, Any]]:
+    """The first pair of prompts that name a concept, and of ones that do not, spread evenly over the list."""
     first: dict[int, dict[str, Any]] = {}
-    for row in read_jsonl(run.images / "index.jsonl"):
-        if row.get("original") and row.get("erased"):
-            first.setdefault(row["prompt_index"], row)
+    for row in rows:
+        first.setdefault(row["prompt_index"], row)
     naming = [row for row in first.values() if any(concept.find(row["prompt"]) for concept in concepts)]
     other = [row for row in first.values() if row not in naming]
-    found = {side: _detections(run.detections / f"{side}.jsonl") for side in ("original", "erased")}
     title = ", ".join(concept.name for concept in concepts)
-    groups = [(f"Prompts that name {title}", naming, NAMING), (f"Prompts that do not name {title}", other, OTHER)]
-    chosen = [(title, rows, _spread(rows, most)) for title, rows, most in groups if rows]
-    with (progress or NoProgress())("report", sum(len(rows) for _, _, rows in chosen)) as task:
-        result = []
-        for title, rows, shown in chosen:
-            pairs = []
-            for row in shown:
-                sides = [_side(run.images / row[side], side, found[side].get(row[side]), labels) for side in found]
-                pairs.append(
-                    {"prompt": _pieces(row["prompt"], concepts), "text": row["prompt"], "seed": row["seed"], "sides": sides}
-                )
-                task.advance(1)
-            result.append({"title": title, "of": len(rows), "pairs": pairs})
-    return result
+    return [
+        {"title": heading, "of": len(chosen), "unit": "prompts", "leaks": False, "rows": _spread(chosen, most)}
+        for heading, chosen, most in (
+            (f"Prompts that name {title}", naming, NAMING),
+            (f"Prompts that do not name {title}", other, OTHER),
+        )
+    ]
 
 
 def _spread(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
@@ -82,7 +118,7 @@ def _pieces(prompt: str, concepts: Sequence[Concept]) -> list[tuple[str, bool]]:
     return [piece for piece in (*pieces, (prompt[position:], False)) if piece[0]]
 
 
-def _side(path: Path, side: str, detections: list[dict[str, Any]] | None, labels: set[str]) -> dict[str, Any]:
+def _side(path: Path, side: str, detections: list[dict[str, Any]] | None, labels: set[str], size: int) -> dict[str, Any]:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -106,7 +142,7 @@ def _side(path: Path, side: str, detections: list[dict[str, Any]] | None, labels
         image.save(buffer, "PNG", optimize=True)
     else:
         kind = "jpeg"
-        image.thumbnail((EMBEDDED_SIZE, EMBEDDED_SIZE))
+        image.thumbnail((size, size))
         image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
     seen = None if detections is None else ", ".join(dict.fromkeys(box["label"] for box in boxes)) or "nothing"
