@@ -6,6 +6,7 @@ fingerprint of the stage's inputs, so a finished stage is not done again unless 
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
@@ -79,6 +80,11 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def now() -> str:
+    """The time in ISO 8601, in UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
+
+
 class RunDir:
     """The folder of one erasure: where each stage puts its files and finds the earlier stages'."""
 
@@ -124,9 +130,19 @@ class RunDir:
         return self.path / "manifests" / f"{stage}.json"
 
     def read_manifest(self, stage: str) -> dict[str, Any] | None:
-        """The manifest of a complete stage, or None."""
-        path = self.manifest(stage)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        """The manifest of a complete stage, or None; one that is damaged says nothing, so its stage is to be done again."""
+        try:
+            manifest = read_json(self.manifest(stage))
+        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+            return None
+        return manifest if isinstance(manifest, dict) else None
+
+    def completed(self, stage: str) -> str:
+        """When `stage` was completed, in ISO 8601 UTC, as its manifest says (an older version's: as run.json says); "" if unknown."""
+        stated = (self.read_manifest(stage) or {}).get("completed")
+        if stated is None and self.run.is_file():
+            stated = read_json(self.run).get("updated")
+        return str(stated or "")
 
     def is_complete(self, stage: str, inputs: str) -> bool:
         """Whether `stage` was finished with inputs of this fingerprint."""
@@ -138,8 +154,8 @@ class RunDir:
         self.manifest(stage).unlink(missing_ok=True)
 
     def complete(self, stage: str, inputs: str, result: dict[str, Any]) -> dict[str, Any]:
-        """Write the manifest of `stage` (atomically, last) and return it."""
-        manifest = {"stage": stage, "inputs": inputs, **result}
+        """Write the manifest of `stage` (atomically, last) and return it; it says when, because a copied file's time does not."""
+        manifest = {"stage": stage, "inputs": inputs, "completed": now(), **result}
         write_json_atomic(self.manifest(stage), manifest)
         return manifest
 
@@ -167,8 +183,9 @@ class RunDir:
 
     @classmethod
     def latest(cls, root: str | Path, stage: str) -> RunDir:
-        """The run under `root` whose `stage` was completed last."""
-        manifests = sorted(Path(root).glob(f"*/manifests/{stage}.json"), key=lambda path: path.stat().st_mtime)
-        if not manifests:
+        """The run under `root` whose `stage` was completed last, by what the manifests say: copies of runs have other files' times."""
+        runs = [cls(path.parent.parent) for path in sorted(Path(root).glob(f"*/manifests/{stage}.json"))]
+        finished = [run for run in runs if run.read_manifest(stage) is not None]
+        if not finished:
             raise UserError(f"No run with a finished {stage} stage under {root}: pass --run, or run `sd-erase {stage}` first.")
-        return cls(manifests[-1].parent.parent)
+        return max(finished, key=lambda run: run.completed(stage))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sd_erase.errors import UserError
-from sd_erase.rundir import RunDir, fingerprint, read_jsonl, umask_mode, write_jsonl_atomic, write_text_atomic
+from sd_erase.rundir import RunDir, fingerprint, read_jsonl, umask_mode, write_json_atomic, write_jsonl_atomic, write_text_atomic
 
 
 def test_runs_are_numbered_and_named_after_concept_and_base(tmp_path: Path) -> None:
@@ -36,11 +36,17 @@ def test_a_stage_is_complete_only_for_its_inputs(tmp_path: Path) -> None:
 
 
 def test_latest_is_the_run_whose_stage_was_completed_last(tmp_path: Path) -> None:
-    first, second = (RunDir.create(tmp_path, "a", "b") for _ in range(2))
-    for age, run in ((10, second), (20, first)):
+    first, second, older = (RunDir.create(tmp_path, "a", "b") for _ in range(3))
+    for age, run in ((20, second), (10, first)):
         run.complete("train", "x", {})
-        os.utime(run.manifest("train"), (age, age))
+        os.utime(run.manifest("train"), (age, age))  # what a copy does to the times of files
     assert RunDir.latest(tmp_path, "train").path == first.path
+    write_json_atomic(older.manifest("train"), {"inputs": "x"})  # an older version's
+    write_json_atomic(older.run, {"updated": "2024-05-01T12:00:00+00:00"})
+    assert RunDir.latest(tmp_path, "train").path == first.path
+    assert older.completed("train").startswith("2024-05-01")
+    first.manifest("train").write_text('{"inputs": ')
+    assert first.read_manifest("train") is None and RunDir.latest(tmp_path, "train").path == second.path
     with pytest.raises(UserError, match="No run with a finished evaluate"):
         RunDir.latest(tmp_path, "evaluate")
 

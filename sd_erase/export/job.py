@@ -87,9 +87,9 @@ class Job:
 
     @property
     def date(self) -> str:
-        """When the training ended, in ISO 8601."""
-        when = datetime.datetime.fromtimestamp(self.run.manifest("train").stat().st_mtime, datetime.timezone.utc)
-        return when.isoformat(timespec="seconds")
+        """When the training ended, in ISO 8601 to the second; "" where no manifest says so."""
+        stated = self.run.completed("train")
+        return datetime.datetime.fromisoformat(stated).isoformat(timespec="seconds") if stated else ""
 
     @property
     def stem(self) -> str:

@@ -10,9 +10,9 @@ def modelspec(title: str, description: str, family: str, kind: str, date: str) -
 
     Args:
         kind: what of the architecture the file holds ("text-encoder", "lora"); "" for all of it.
-        date: in ISO 8601.
+        date: in ISO 8601; "" where it is not known, which leaves the field out.
     """
-    return {
+    fields = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{ARCHITECTURES[family]}/{kind}".rstrip("/"),
         "modelspec.implementation": "https://github.com/"
@@ -22,3 +22,4 @@ def modelspec(title: str, description: str, family: str, kind: str, date: str) -
         "modelspec.author": "sd-erase",
         "modelspec.date": date,
     }
+    return {name: value for name, value in fields.items() if value}

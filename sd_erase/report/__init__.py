@@ -49,7 +49,6 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
     evaluation, warnings = _evaluation(run, manifests)
     names = [concept.name for concept in concepts] or list(config.concepts)
     base = resolve_base(config.base)
-    date = datetime.datetime.fromtimestamp(run.manifest("train").stat().st_mtime, datetime.timezone.utc)
     groups = image_pairs(run, concepts, progress) if manifests["generate"] else []
     gone, broken = judge_target(evaluation), judge_others(evaluation)
     towers = "both towers trained" if config.train.towers == "both" else "text tower trained"
@@ -58,7 +57,7 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
         "In its place": _anchors(trained.get("anchor")),
         "Base model": base.title,
         "Objective": f"{trained.get('objective', config.train.objective)}, {towers}",
-        "Trained": f"{date.day} {date:%B %Y}",
+        "Trained": _day(run.completed("train")),
         "Run": run.name,
     }
     context = {
@@ -108,6 +107,15 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
     write_json_atomic(run.report / "report.json", summary)
     kept = {"gone": gone.answer, "broken": broken.answer, "pairs_shown": summary["pairs_shown"], "bytes": summary["bytes"]}
     return run.complete(STAGE, fingerprint(manifests, __version__), {**kept, "warnings": warnings})
+
+
+def _day(time: str) -> str:
+    """The day of a time in ISO 8601, for people; "–" where it is not known."""
+    try:
+        date = datetime.datetime.fromisoformat(time)
+    except ValueError:
+        return "–"
+    return f"{date.day} {date:%B %Y}"
 
 
 def _table_row(row: dict[str, Any]) -> dict[str, Any]:
