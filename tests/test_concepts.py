@@ -221,7 +221,7 @@ def test_a_card_that_ships_finds_its_own_words_and_has_stored_inflections(name: 
 
 def test_cards_need_no_inflector() -> None:
     code = "import sys; from sd_erase.concepts import all_cards; all_cards()['bicycle'].find('a bike'); sys.exit('inflect' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(concepts.__file__).parents[1])
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(concepts.__file__).parents[2])
     assert result.returncode == 0, result.stderr
 
 

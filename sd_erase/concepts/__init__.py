@@ -1,0 +1,27 @@
+"""Concepts: the words that name one, the senses of those words to spare, its anchor, neighbours and detector labels.
+
+A card (``cards/*.yaml``, or the user's ``concept_file``) has these keys, all but ``name`` optional:
+
+* ``name``, ``kind`` ("object", "style", "person", "nudity"), ``words`` (instead of the inflections of the name),
+  ``synonyms``, ``anchor``, ``neighbours``, ``labels`` (of the detector), ``templates`` (prompts with one ``{}``);
+* ``spared``: uses of the words that mean something else. ``apple phone`` is a phrase (its plural is added, a space also
+  matches a hyphen); ``{a|b}`` is a choice; ``{colour}``, ``{their}`` and ``{somebody}`` are named choices; ``*`` is any one word that
+  is not a function word; a ``,`` is a comma; ``bat + {baseball|batter}`` is the word "bat" in a caption that also names one of the
+  right side; ``bat + {somebody} unless {cave|wing}`` is the same in a caption that names none of the last.
+
+A spared use excludes every match that lies inside it, unless the match is a longer phrase of the concept's own.
+"""
+
+from __future__ import annotations
+
+from sd_erase.concepts.cards import CARDS_FOLDER, KINDS, TEMPLATES, all_cards, common_nouns, concept_named, packaged_card
+from sd_erase.concepts.inflection import NUMBERS_FILE, inflections, is_plural
+from sd_erase.concepts.matching import Concept, Match, Matcher
+from sd_erase.concepts.selection import load_concepts, read_concepts, write_concepts
+from sd_erase.concepts.spared import spoken_form
+from sd_erase.concepts.text import TOKEN
+
+__all__ = [
+    "CARDS_FOLDER", "KINDS", "NUMBERS_FILE", "TEMPLATES", "TOKEN", "Concept", "Match", "Matcher", "all_cards", "common_nouns", "concept_named",
+    "inflections", "is_plural", "load_concepts", "packaged_card", "read_concepts", "spoken_form", "write_concepts",
+]  # fmt: skip
