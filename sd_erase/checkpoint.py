@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sd_erase import formats
+
 if TYPE_CHECKING:
     import torch
 
@@ -35,12 +37,10 @@ def load_checkpoint(path: Path, optimizer: Any) -> tuple[int, dict[str, dict[str
     """Restore `optimizer` from `path`; returns the step and the groups of tensors that were saved.
 
     Raises:
-        KeyError, SafetensorError, ValueError: the file is damaged or belongs to another optimizer.
+        KeyError, ValueError: the file is damaged or belongs to another optimizer.
     """
-    from safetensors.torch import load_file
-
     groups: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(path).items():
+    for key, value in formats.read_tensors(path).items():
         group, _, name = key.partition("/")
         groups.setdefault(group, {})[name] = value
     moments: dict[int, dict[str, torch.Tensor]] = {}

@@ -96,16 +96,10 @@ def save_text_encoder(text: Any, folder: Path, metadata: dict[str, str], project
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file; a truncated one raises `UserError`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"File {path} does not exist: run the stage that writes it again.") from error
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"File {path} is no complete safetensors file ({error}): write it again.") from error
+    """The tensors of a file that a stage wrote; a missing or damaged one raises `UserError`."""
+    if not path.is_file():
+        raise UserError(f"File {path} does not exist: run the stage that writes it again.")
+    return formats.read_tensors(path)
 
 
 def save_clip(clip: Any, path: Path) -> None:

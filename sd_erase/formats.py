@@ -6,22 +6,26 @@ drop and without which ComfyUI, A1111 and transformers 4 load nothing.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sd_erase.errors import UserError
+from sd_erase.headers import PICKLES as PICKLES
+from sd_erase.headers import Header as Header
+from sd_erase.headers import pickle_error as pickle_error
+from sd_erase.headers import read_header as read_header
 
 PREFIX = "text_model."
-PICKLES = {".ckpt", ".bin", ".pt", ".pth"}
 LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
 POSITION_IDS = "embeddings.position_ids"
 HASH = "modelspec.hash_sha256"
+UNREADABLE = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}  # types of safetensors that no number of torch has
 LAYER = re.compile(r"(?:layers|resblocks)\.(\d+)\.")
 
 
@@ -141,55 +145,6 @@ def parted(name: str, keys: tuple[str, ...], tensor: Any) -> dict[str, Any]:
 # --- reading ----------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Header:
-    """What stands before the numbers of a safetensors file."""
-
-    path: Path
-    metadata: dict[str, str]
-    tensors: dict[str, dict[str, Any]]  # name -> dtype, shape, data_offsets (bytes behind `start`), in the file's order
-    start: int
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name]["shape"])
-
-
-def pickle_error(what: str, path: Path) -> UserError:
-    """The refusal of a pickle, with a line that converts it without running its code."""
-    command = (
-        "import sys, torch, safetensors.torch as s; d = torch.load(sys.argv[1], weights_only=True); "
-        "s.save_file({k: v.clone() for k, v in d.get('state_dict', d).items() if hasattr(v, 'clone')}, sys.argv[2])"
-    )
-    return UserError(
-        f"{what} {path} is a pickle, which can run code when opened; convert it and pass the new file: "
-        f'python -c "{command}" {path} {path.with_suffix(".safetensors")}'
-    )
-
-
-def read_header(path: Path) -> Header:
-    """The header of a complete safetensors file.
-
-    Raises:
-        UserError: no such file, a pickle, or a truncated file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if path.suffix in PICKLES:
-        raise pickle_error("File", path)
-    if not path.is_file():
-        raise UserError(f"File {path} does not exist: pass the path of a .safetensors file.")
-    try:
-        with safe_open(path, framework="np"):  # checks the whole header against the file's size
-            pass
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"File {path} is no complete safetensors file ({error}): export or download it again.") from error
-    metadata = header.pop("__metadata__", {})
-    return Header(path, metadata, dict(sorted(header.items(), key=lambda item: item[1]["data_offsets"])), 8 + length)
-
-
 def checkpoint_family(names: Iterable[str]) -> str | None:
     """The family ("sd1", "sd2", "sdxl") of a full checkpoint with these names; None where it has no encoder of theirs."""
     names = list(names)
@@ -200,12 +155,44 @@ def checkpoint_family(names: Iterable[str]) -> str | None:
     return None
 
 
-def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Some tensors of a file, mapped into memory rather than read."""
-    from safetensors import safe_open
+def _state(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0  # `read_header` says it
+    return status.st_size, status.st_mtime_ns
 
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in names}
+
+@functools.lru_cache(maxsize=4)
+def _types(path: Path, size: int, changed: int) -> dict[str, str]:
+    """The type of each tensor of a file, checked once for a file that is read tensor by tensor."""
+    return {name: entry["dtype"] for name, entry in read_header(path).tensors.items()}
+
+
+def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Tensors of a file, mapped into memory rather than read.
+
+    Args:
+        names: which; None gives all.
+
+    Raises:
+        UserError: the file is damaged, or torch has no such type of numbers.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    types = _types(path, *_state(path))
+    wanted = list(types if names is None else names)
+    unreadable = [name for name in wanted if types[name] in UNREADABLE]
+    if unreadable:
+        raise UserError(
+            f"File {path} has numbers of the type {types[unreadable[0]]} ({unreadable[0]}), which is quantised and cannot be computed "
+            "with: pass a file of float16, bfloat16 or float32."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in wanted}
+    except SafetensorError as error:
+        raise UserError(f"File {path} is no complete safetensors file ({error}): export or download it again.") from error
 
 
 def read_encoder(header: Header, prefix: str = "", open_clip: bool = False, projection: bool = False) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,6 +12,17 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the libraries read it: no test asks the hub, nor waits for one that does not answer
+
+with contextlib.suppress(ImportError):  # generated inputs: tests that need them skip without it
+    import hypothesis
+
+    hypothesis.settings.register_profile(
+        "sd-erase",
+        max_examples=int(os.environ.get("SD_ERASE_EXAMPLES", 50)),
+        deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+    )
+    hypothesis.settings.load_profile("sd-erase")
 
 from sd_erase.config import GenerateConfig, RunConfig, dump
 from sd_erase.metrics.rates import ImagePair, detection_rates, surplus, surplus_p_values

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sd_erase import formats
 from sd_erase.detection import BATCH_SIZE, Card, Detection, describe, find_file, letterbox, our_labels, select
 from sd_erase.errors import UserError
 
@@ -74,8 +75,6 @@ class YoloDetector:
 
 def _from_safetensors(card: Card) -> tuple[Any, list[str], Path]:
     import yaml
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     paths = {name: find_file(card, name) for name in (card.weights, card.architecture) if name}
     for name, path in paths.items():
@@ -86,9 +85,10 @@ def _from_safetensors(card: Card) -> tuple[Any, list[str], Path]:
     weights, architecture = paths[card.weights], paths[card.architecture]
     try:
         description = yaml.safe_load(architecture.read_text(encoding="utf-8"))
-        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_file(weights).items()}
-    except (yaml.YAMLError, UnicodeDecodeError, SafetensorError, OSError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"Detector {card.name}: {' '.join(str(error).split())} in its files: restore them.") from error
+    loaded = formats.read_tensors(weights)
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in loaded.items()}
     names = list(card.names) or _names(description.get("names"))
     from ultralytics.nn.tasks import DetectionModel
 

@@ -522,12 +522,10 @@ class _Trainer:
 
     def _resume(self, optimizer: Any) -> tuple[list[dict[str, Any]], int]:
         """The metrics so far and the step to go on from; files of other inputs, or damaged ones, are dropped."""
-        from safetensors import SafetensorError
-
         stamp = self.checkpoints / "inputs.txt"
         files = (self._last, self._best, stamp, self.metrics)
         if all(path.is_file() for path in files) and stamp.read_text(encoding="utf-8") == self.inputs:
-            with contextlib.suppress(SafetensorError, KeyError, ValueError, RuntimeError):
+            with contextlib.suppress(KeyError, ValueError, RuntimeError):
                 start, groups = load_checkpoint(self._last, optimizer)
                 self._load_state(groups["trained"])
                 self.method.load_state(groups.get("method", {}))

@@ -250,14 +250,13 @@ def save(path: Path, tensors: Mapping[str, Callable[[], Any]], dtype: str, metad
         RuntimeError: the file does not hold what was written.
     """
     import torch
-    from safetensors import safe_open
 
     entries = {}
     for name, make in tensors.items():
         tensor = make()
         entries[name] = {"dtype": CODES[dtype], "shape": tensor.shape, "size": tensor.numel() * tensor.element_size()}
     digest = formats.write_tensors(path, entries, metadata, lambda name: [formats.raw_bytes(tensors[name]())])
-    with safe_open(path, framework="pt") as file:
-        if set(file.keys()) != set(tensors) or not all(torch.equal(file.get_tensor(name), tensors[name]()) for name in tensors):
-            raise RuntimeError(f"{path} does not hold the tensors that were written: the disk or its driver is at fault.")
+    found = formats.read_tensors(path)
+    if set(found) != set(tensors) or not all(torch.equal(found[name], tensors[name]()) for name in tensors):
+        raise RuntimeError(f"{path} does not hold the tensors that were written: the disk or its driver is at fault.")
     return digest

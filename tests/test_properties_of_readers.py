@@ -1,0 +1,65 @@
+"""Whatever stands in a file from a stranger, its reader gives a result or one sentence: generated inputs.
+
+Few by default; ``SD_ERASE_EXAMPLES=100000 pytest tests/test_properties_of_readers.py`` tries as many of each.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import safetensors
+import torch
+from safetensors.torch import save
+
+pytest.importorskip("hypothesis", reason="needs sd-erase[dev]")
+from hypothesis import given  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from sd_erase.errors import UserError  # noqa: E402
+from sd_erase.headers import BITS, read_header  # noqa: E402
+
+# --- safetensors headers ------------------------------------------------------------------------------------------------------
+
+GOOD = save({"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(4, dtype=torch.float16)}, {"format": "pt", "title": "ünï"})
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(sorted(BITS)),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+entries = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(sorted(BITS)) | json_values,
+        "shape": st.lists(st.integers(-1, 4) | st.integers(), max_size=4) | json_values,
+        "data_offsets": st.lists(st.integers(0, 64) | st.integers(), min_size=2, max_size=2) | json_values,
+    }
+)
+headers = st.dictionaries(st.text(max_size=6) | st.just("__metadata__"), entries | json_values, max_size=4)
+
+
+@st.composite
+def files(draw: st.DrawFn) -> bytes:
+    """Bytes of any kind, a valid file with some bytes changed, or a header of the right kind with wrong values."""
+    kind = draw(st.sampled_from(("bytes", "changed", "header")))
+    if kind == "bytes":
+        return draw(st.binary(max_size=200))
+    if kind == "changed":
+        content = bytearray(GOOD)
+        for place, value in draw(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), max_size=4)):
+            content[place] = value
+        return bytes(content[: draw(st.integers(0, len(GOOD)) | st.just(len(GOOD)))])
+    text = json.dumps(draw(headers), ensure_ascii=draw(st.booleans())).encode("utf-8", "replace")
+    return len(text).to_bytes(8, "little") + text + bytes(draw(st.integers(0, 64)))
+
+
+@given(files())
+def test_any_file_is_read_or_refused_as_safetensors_does(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.safetensors"
+    path.write_bytes(content)
+    try:
+        header = read_header(path)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    found = safetensors.deserialize(content)  # never taken where the library refuses
+    assert {name: list(header.shape(name)) for name in header.tensors} == {name: entry["shape"] for name, entry in found}
