@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases
+from sd_erase import bases, formats
 from sd_erase.bases import Base, TextEncoder, loading
 from sd_erase.concepts import Concept, common_nouns
 from sd_erase.errors import UserError
