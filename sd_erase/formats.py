@@ -24,7 +24,9 @@ from sd_erase.headers import read_header as read_header
 PREFIX = "text_model."
 LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
 POSITION_IDS = "embeddings.position_ids"
-HASH = "modelspec.hash_sha256"
+HASH = "modelspec.hash_sha256"  # of all bytes behind the header: changes with the order of the tensors
+CONTENT = "sd_erase.content_sha256"  # of every tensor, whatever their order: see `content_sha256`
+ENCODER_CONTENT = "sd_erase.encoder_sha256"  # the same of a checkpoint's text encoders alone
 UNREADABLE = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}  # types of safetensors that no number of torch has
 LAYER = re.compile(r"(?:layers|resblocks)\.(\d+)\.")
 
@@ -153,6 +155,14 @@ def checkpoint_family(names: Iterable[str]) -> str | None:
         if any(name.startswith(places[-1].prefix) for name in names):
             return family
     return None
+
+
+def encoder_names(names: Iterable[str]) -> list[str]:
+    """The tensors of a full checkpoint that its text encoders are; none where it is no checkpoint."""
+    names = list(names)
+    family = checkpoint_family(names)
+    prefixes = tuple(place.prefix for place in PLACES[family]) if family else ()
+    return [name for name in names if prefixes and name.startswith(prefixes)]
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -294,13 +304,15 @@ def write_tensors(
 
     Args:
         entries: name -> dtype (as safetensors names it), shape and size in bytes, in the order to write.
-        metadata: of the header; the hash of the numbers is added.
+        metadata: of the header; the hashes of the numbers are added.
         chunks: the bytes of a tensor, called once for each.
 
     Returns:
         SHA-256 of all bytes behind the header, in hexadecimal.
     """
-    header: dict[str, Any] = {"__metadata__": {**metadata, HASH: f"0x{'0' * 64}"}}
+    own = encoder_names(entries)
+    hashes = [HASH, CONTENT, *([ENCODER_CONTENT] if own else [])]
+    header: dict[str, Any] = {"__metadata__": {**metadata, **dict.fromkeys(hashes, "0" * 64), HASH: f"0x{'0' * 64}"}}
     offset = 0
     for name, entry in entries.items():
         end = offset + entry["size"]
@@ -312,19 +324,35 @@ def write_tensors(
         text += b" " * (-len(text) % 8)  # the numbers start at a multiple of eight
         return len(text).to_bytes(8, "little") + text
 
-    digest = hashlib.sha256()
+    digest, digests = hashlib.sha256(), {}
     with path.open("wb") as stream:
         stream.write(encoded())
         for name in entries:
+            tensor = hashlib.sha256()
             for chunk in chunks(name):
                 digest.update(chunk)
+                tensor.update(chunk)
                 stream.write(chunk)
-        header["__metadata__"][HASH] = f"0x{digest.hexdigest()}"
+            digests[name] = tensor.hexdigest()
+        header["__metadata__"] |= {HASH: f"0x{digest.hexdigest()}", CONTENT: content_sha256(header, digests)}
+        if own:
+            header["__metadata__"][ENCODER_CONTENT] = content_sha256(header, {name: digests[name] for name in own})
         stream.seek(0)
-        stream.write(encoded())  # of the same length: only the hash's digits differ
+        stream.write(encoded())  # of the same length: only the hashes' digits differ
         stream.flush()
         os.fsync(stream.fileno())
     return digest.hexdigest()
+
+
+def content_sha256(entries: Mapping[str, Mapping[str, Any]], digests: Mapping[str, str]) -> str:
+    """One hash of many tensors that does not depend on their order: of their names, types, shapes and own hashes, sorted by name.
+
+    Args:
+        entries: name -> dtype and shape.
+        digests: name -> SHA-256 of the tensor's bytes, for those that count.
+    """
+    rows = [[name, entries[name]["dtype"], list(entries[name]["shape"]), digests[name]] for name in sorted(digests)]
+    return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
 
 def raw_bytes(tensor: Any) -> Any:

@@ -133,8 +133,6 @@ def _original(job: Job, erased: Erased, kinds: tuple[str, ...]) -> dict[str, Any
 
 def _trained(path: Path, erased: Erased, place: formats.Place) -> dict[str, Callable[[], Any]]:
     """The factors of a LoRA training, as they are."""
-    import torch
-
     names = set(formats.read_header(path).tensors)
     tensors: dict[str, Callable[[], Any]] = {}
     for module in linear_modules(erased.layers):
@@ -142,10 +140,19 @@ def _trained(path: Path, erased: Erased, place: formats.Place) -> dict[str, Call
         factors = formats.read_tensors(path, [f"{source}.up.weight", f"{source}.down.weight"])
         rank = factors[f"{source}.down.weight"].shape[0]
         name = lora_name(module, place)
-        tensors[f"{name}.lora_up.weight"] = lambda value=factors[f"{source}.up.weight"]: value
-        tensors[f"{name}.lora_down.weight"] = lambda value=factors[f"{source}.down.weight"]: value
-        tensors[f"{name}.alpha"] = lambda rank=rank: torch.tensor(float(rank))
+        tensors |= _module(name, factors[f"{source}.up.weight"], factors[f"{source}.down.weight"], rank)
     return tensors
+
+
+def _module(name: str, up: Any, down: Any, rank: int) -> dict[str, Callable[[], Any]]:
+    """One layer's tensors, in the order by which InvokeAI tells a LoRA of SDXL: alpha, up, down."""
+    import torch
+
+    return {
+        f"{name}.alpha": lambda: torch.tensor(float(rank)),
+        f"{name}.lora_up.weight": lambda: up,
+        f"{name}.lora_down.weight": lambda: down,
+    }
 
 
 def _extracted(
@@ -178,10 +185,7 @@ def _extracted(
                 # a layer with fewer singular values than the rank gets zeros: the rank is one for the whole file
                 up = torch.nn.functional.pad(up, (0, rank - kept)).float()
                 down = torch.nn.functional.pad(down, (0, 0, 0, rank - kept)).float()
-                name = lora_name(module, _place(job, erased))
-                tensors[f"{name}.lora_up.weight"] = lambda up=up: up
-                tensors[f"{name}.lora_down.weight"] = lambda down=down: down
-                tensors[f"{name}.alpha"] = lambda: torch.tensor(float(rank))
+                tensors |= _module(lora_name(module, _place(job, erased)), up, down, rank)
                 tail = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])  # what each rank from 0 on loses
                 longest = max(len(tail), len(lost))
                 lost = torch.nn.functional.pad(lost, (0, longest - len(lost))) + torch.nn.functional.pad(

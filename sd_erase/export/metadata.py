@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections import Counter
@@ -12,7 +11,8 @@ from typing import Any
 
 from sd_erase import formats
 from sd_erase.export.checkpoint import position_id_problems
-from sd_erase.formats import HASH, PREFIX, Header, text_encoder_keys
+from sd_erase.export.integrity import check as integrity_of
+from sd_erase.formats import PREFIX, Header, text_encoder_keys
 
 # (width, layers) of known text encoders
 ENCODERS = {
@@ -37,16 +37,6 @@ LORA_PAIRS = (
 )
 
 
-def data_sha256(header: Header) -> str:
-    """SHA-256 of all bytes after the header of a safetensors file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with header.path.open("rb") as stream:
-        stream.seek(header.start)
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def inspect_file(path: Path) -> dict[str, Any]:
     """What a safetensors file is, from its names and header; a foreign one is recognised too.
 
@@ -60,10 +50,9 @@ def inspect_file(path: Path) -> dict[str, Any]:
     header = formats.read_header(path)
     metadata = header.metadata
     kind, details, notes, problems = _recognise(header)
-    stated = metadata.get(HASH)
-    intact = stated is not None and stated == f"0x{data_sha256(header)}"
-    if stated is not None and not intact:
-        problems.append("its numbers do not have the hash that its header states; export or download it again.")
+    integrity = integrity_of(header)
+    problems += integrity.problems
+    notes += integrity.notes
     return {
         "file": str(path),
         "kind": kind,
@@ -78,7 +67,7 @@ def inspect_file(path: Path) -> dict[str, Any]:
             name: metadata.get(f"sd_erase.{name}", metadata.get("sd_erase.version") if name == "sd_erase" else None)
             for name in ("concept", "anchor", "objective", "base", "run", "sd_erase")
         },
-        "hash": "absent" if stated is None else "matches" if intact else "does not match",
+        "hash": integrity.state,
         "notes": notes,
         "problems": problems,
         "metadata": metadata,
