@@ -19,7 +19,7 @@ from sd_erase.config import RunConfig
 from sd_erase.drawing import SCHEDULERS, Batches, Job, Settings, base_stamp, is_drawn, precision, save_png
 from sd_erase.errors import UserError
 from sd_erase.progress import NoProgress, Progress
-from sd_erase.prompts import Prompt, read_prompts
+from sd_erase.prompts import Prompt, read_prompt_files
 from sd_erase.rundir import RunDir, fingerprint, write_jsonl_atomic
 
 CONTACT_PROMPTS = 8
@@ -308,7 +308,7 @@ def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *
         run.require("train", "train")
     base = bases.resolve(config.base)
     settings = Settings.of(config, base)
-    prompts = [prompt for name in _prompt_files(config) for prompt in read_prompts(name)]
+    prompts, files, notes = read_prompt_files(_prompt_files(config))
     device = resources.device(config.device)
     dtype = precision(base, device)
     stamps = {"original": fingerprint(base_stamp(base), device.type, str(dtype))}
@@ -332,7 +332,9 @@ def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *
         {
             **dataclasses.asdict(settings),
             **result,
+            "warnings": notes + result["warnings"],
             "prompts": len(prompts),
+            "prompt_files": files,
             "base": base.name,
             "device": str(device),
             "dtype": str(dtype).removeprefix("torch."),

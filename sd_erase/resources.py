@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from sd_erase.errors import UserError
 
 PACKAGE = Path(__file__).parent
-SUFFIXES = {"prompts": (".txt", ".csv"), "detectors": (".yaml", ".yml"), "recipes": (".yaml", ".yml")}
+SUFFIXES = {"prompts": (".txt", ".csv", ".tsv", ".jsonl", ".json"), "detectors": (".yaml", ".yml"), "recipes": (".yaml", ".yml")}
 
 
 def packaged_folder(kind: str) -> Path:
@@ -31,19 +32,25 @@ def find(kind: str, name: str | Path) -> Path:
     Raises:
         UserError: no such file; the bundled names are listed.
     """
-    given = Path(name).expanduser()
-    if given.is_file():
+    given = Path(os.path.expanduser(name))  # of an unknown user nothing, where pathlib raises
+    if os.path.isfile(given):  # False for a text that can be no path, where pathlib raises
         return given
     inner = Path(*given.parts[1:]) if given.parts[:1] == (kind,) else given
     if not given.is_absolute():
         for folder in (Path.cwd() / kind, packaged_folder(kind)):
             for candidate in (inner, *(inner.with_name(inner.name + suffix) for suffix in SUFFIXES[kind] if inner.name)):
-                if (folder / candidate).is_file():
+                if os.path.isfile(folder / candidate):
                     return folder / candidate
-    what = "is a folder" if given.is_dir() else "does not exist"
+    what = "is a folder" if os.path.isdir(given) else "does not exist"
     raise UserError(
-        f"{kind.capitalize()} file {str(name)!r} {what}: pass the path of a file, or one of: {', '.join(names(kind)) or 'none'}."
+        f"{kind.capitalize()} file {str(name)[:200]!r} {what}: pass the path of a file, or one of: {', '.join(names(kind)) or 'none'}."
     )
+
+
+def is_special(path: str | Path) -> bool:
+    """Whether `path` is a pipe or a device, whose content is gone once it was read."""
+    there = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    return there or str(path).startswith(("/dev/", "/proc/"))
 
 
 def device(name: str) -> Any:

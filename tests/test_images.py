@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sd_erase import bases, drawing, images, resources
+from sd_erase import bases, drawing, images
 from sd_erase.config import GenerateConfig, RunConfig
 from sd_erase.errors import UserError
 from sd_erase.images import SCHEDULERS, Settings, generate_pairs, overlong_prompts
-from sd_erase.prompts import Prompt, read_prompts
+from sd_erase.prompts import Prompt
 from sd_erase.rundir import RunDir, read_jsonl
 
 PROMPTS = [Prompt("a bicycle next to a dog"), Prompt("an apple on a chair"), Prompt("a bus", seed=77)]
@@ -210,51 +210,6 @@ def test_long_prompts_are_named_with_the_words_that_are_cut(tiny: tuple[Any, Any
     warnings = overlong_prompts(tiny[0].tokenizer, [fits, long])
     assert len(warnings) == 1
     assert "Prompt 2" in warnings[0] and "79 tokens" in warnings[0] and "'purple elephant'" in warnings[0]
-
-
-def test_text_prompts_have_comments_and_blank_lines(tmp_path: Path) -> None:
-    path = tmp_path / "mine.txt"
-    path.write_text("\ufeff# my list\n\n  a dog #1 on a chair  \r\na café\n", encoding="utf-8")
-    assert read_prompts(path) == [Prompt("a dog #1 on a chair"), Prompt("a café")]
-
-
-def test_csv_prompts_of_other_projects_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "theirs.csv"
-    path.write_text(',case_number,prompt,evaluation_seed\n0,0,"A field, with trees",2219\n1,1,A dog,\n2,2,,7\n', encoding="utf-8")
-    assert read_prompts(path) == [Prompt("A field, with trees", 2219), Prompt("A dog", None)]
-    path.write_text("case_num,source,prompt\n1,coco,a photo of chair\n", encoding="utf-8")
-    assert read_prompts(path) == [Prompt("a photo of chair")]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", b"# nothing\n\n", "holds no prompt"),
-        ("a.txt", b"\xff\xfe\x00dog", "UTF-8"),
-        ("a.csv", b"text,seed\na dog,1\n", "no column 'prompt'"),
-        ("a.csv", b"prompt,seed\na dog,abc\n", "line 2: seed 'abc'"),
-        ("a.csv", b'prompt\n"a dog\n', "no valid CSV"),
-    ],
-)
-def test_bad_prompts_files_are_one_sentence(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        read_prompts(tmp_path / name)
-
-
-def test_bundled_files_are_found_by_name_and_own_files_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert resources.find("detectors", "pocket") == resources.packaged_folder("detectors") / "pocket.yaml"
-    assert resources.find("detectors", "detectors/pocket.yaml").read_text().startswith("#")
-    (tmp_path / "prompts").mkdir()
-    (tmp_path / "prompts" / "apple.txt").write_text("mine\n")
-    assert read_prompts("apple") == read_prompts("prompts/apple.txt") == [Prompt("mine")]
-    (tmp_path / "apple").mkdir()  # a folder of that name is no list
-    assert read_prompts("apple") == [Prompt("mine")]
-    with pytest.raises(UserError, match="'nowhere.txt' does not exist"):
-        read_prompts("nowhere.txt")
-    with pytest.raises(UserError, match="is a folder"):
-        read_prompts(tmp_path / "prompts")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from sd_erase.evaluation import detect_files, detector_of, markdown_table, perce
 from sd_erase.images import Settings, draw
 from sd_erase.metrics.rates import share
 from sd_erase.progress import NoProgress, Progress
-from sd_erase.prompts import Prompt, read_prompts
+from sd_erase.prompts import Prompt, read_prompt_files
 from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_json_atomic, write_jsonl_atomic, write_text_atomic
 
 if TYPE_CHECKING:
@@ -189,7 +189,10 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     files = config.attack.prompts or config.generate.prompts
     if not files:
         raise UserError(f"No prompts are given: pass --prompts with a file or one of: {', '.join(resources.names('prompts'))}.")
-    listed = list(dict.fromkeys(prompt.text for name in files for prompt in read_prompts(name)))
+    given, prompt_files, notes = read_prompt_files(files)
+    listed = list(dict.fromkeys(prompt.text for prompt in given))
+    if len(listed) < len(given):
+        notes.append(f"{len(given) - len(listed)} of {len(given)} prompts occur more than once: each is attacked once.")
     named = [prompt for prompt in listed if any(concept.find(prompt) for concept in concepts)]
     detector = detector_of(config)
     labels = frozenset(label for concept in concepts for label in concept.labels) & detector.labels
@@ -220,7 +223,7 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
         result[name] = shares(rows)
         result["seconds"] = max(row["seconds"] for row in rows)
     result["detector"] = detector.card
-    result["warnings"] = []
+    result["prompt_files"], result["warnings"] = prompt_files, notes
     if len(shown) < len(listed):
         left_out = len(listed) - len(shown)
         result["warnings"].append(
