@@ -36,10 +36,10 @@ class Towers:
     tokenizer: Any
     text: Any  # the student CLIPTextModel
     frozen_text: Any  # the teacher, in eval mode and without gradients
-    projection: Any | None  # of the pooled state, frozen, where the denoiser reads that too
-    clip: Any | None  # CLIPModel whose text_model is `text`
-    frozen_clip: Any | None  # CLIPModel whose text_model is `frozen_text`
-    image_processor: Any | None
+    projection: Any  # None, or of the pooled state, frozen, where the denoiser reads that too
+    clip: Any  # None, or the CLIPModel whose text_model is `text`
+    frozen_clip: Any  # None, or the CLIPModel whose text_model is `frozen_text`
+    image_processor: Any  # None without a partner
     notes: tuple[str, ...] = ()  # what a user should know of them
 
     @property

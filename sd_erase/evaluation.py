@@ -226,7 +226,8 @@ class Picture:
     @classmethod
     def of(cls, image: Image) -> Picture:
         colours = image.convert("RGB")
-        flat = all(high - low <= FLAT_SPREAD for low, high in colours.getextrema())
+        channels: Any = colours.getextrema()  # of one channel a pair, of several a tuple of pairs
+        flat = all(high - low <= FLAT_SPREAD for low, high in channels)
         return cls(flat, hashlib.sha256(repr(colours.size).encode() + colours.tobytes()).hexdigest())
 
 

@@ -95,7 +95,8 @@ def _sentences(concept: Concept, count: int) -> list[str]:
     nouns = [noun for noun in world.BY_NAME.values() if concept.find(f"a {noun.words[0]}")]
     if not nouns:
         raise UserError(f"The pocket model does not know {concept.name!r}: pass --prompts FILE.")
-    rng, sentences = Random(f"probes-{concept.name}"), []
+    rng = Random(f"probes-{concept.name}")
+    sentences: list[str] = []
     number = 0
     while len(sentences) < count:
         number += 1
@@ -116,7 +117,8 @@ def _strangers(concepts: Sequence[Concept], count: int) -> list[str]:
     from sd_erase.pocket import world
 
     nouns = [noun.name for noun in world.NOUNS if not any(_mentions(concept, f"a {noun.words[0]}") for concept in concepts)]
-    rng, sentences, number = Random("probes-untouched"), [], 0
+    rng, number = Random("probes-untouched"), 0
+    sentences: list[str] = []
     while len(nouns) > 1 and len(sentences) < count:
         number += 1
         text = world.scene_of(rng.sample(nouns, rng.choice((1, 2, 2))), number, plain=False).caption
@@ -207,7 +209,7 @@ def answers(
 def _senses_found(prompts: Sequence[str], found: Sequence[Sequence[Detection]]) -> dict[str, int]:
     from sd_erase.pocket import world
 
-    hits = Counter()
+    hits: Counter[bool] = Counter()
     for prompt, one in zip(prompts, found, strict=True):
         sense = next(sense for sense in world.SENSES if sense.words[0] in prompt.lower())
         hits[any(each.label == sense.label for each in one)] += 1

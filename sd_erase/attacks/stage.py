@@ -18,10 +18,11 @@ from sd_erase.attacks.prefix import encode_images, random_prefixes, search
 from sd_erase.concepts import read_concepts
 from sd_erase.config import AttackConfig, RunConfig
 from sd_erase.detection import Detector
+from sd_erase.drawing import Settings
 from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError
 from sd_erase.evaluation import detect_files, detector_of, markdown_table, percent
-from sd_erase.images import Settings, draw
+from sd_erase.images import draw
 from sd_erase.metrics.rates import share
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.prompts import Prompt, read_prompt_files

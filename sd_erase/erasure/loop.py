@@ -434,13 +434,13 @@ class _Trainer:
         from transformers import get_cosine_schedule_with_warmup
 
         settings = self.settings
-        options = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+        rate, decay = settings.learning_rate, settings.weight_decay
         if self.method.only_matrices:
             # orthogonalised steps (Jordan et al. 2024) of the size of AdamW's: on the pocket model (apple, one seed) two thirds of
             # AdamW's redirect error after as many steps, with one moment to keep in place of two
-            optimizer: Any = torch.optim.Muon(self.trained, adjust_lr_fn="match_rms_adamw", **options)
+            optimizer: Any = torch.optim.Muon(self.trained, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
         else:
-            optimizer = torch.optim.AdamW(self.trained, **options)
+            optimizer = torch.optim.AdamW(self.trained, lr=rate, weight_decay=decay)
         schedule = get_cosine_schedule_with_warmup(
             optimizer, max(1, round(WARMUP_SHARE * settings.steps)), max(1, settings.steps)
         )

@@ -29,6 +29,17 @@ class Batch:
     split: str = "train"  # or "validation"
 
 
+def given(images: torch.Tensor | None) -> torch.Tensor:
+    """A batch's images, for an objective that reads them.
+
+    Raises:
+        TypeError: the objective is not declared to need images, so none were loaded.
+    """
+    if images is None:
+        raise TypeError("this objective reads images: set needs_images = True in its class")
+    return images
+
+
 class Method(Protocol):
     """A row of `catalog.METHODS`."""
 
@@ -83,12 +94,13 @@ def paper_terms(
     retain_texts = text_embeddings(towers.clip, retain_pooled)
     with torch.no_grad():
         original_texts = text_embeddings(towers.frozen_clip, original_pooled)
-    forget_images, retain_images = batch.forget_images, batch.retain_images
-    image_consistency = 0.0
+    forget_images, retain_images = given(batch.forget_images), given(batch.retain_images)
+    image_consistency: torch.Tensor | float = 0.0
     if batch.retain_pixels is not None:
-        forget_images = image_embeddings(towers.clip, batch.forget_pixels)
+        original_images = retain_images
+        forget_images = image_embeddings(towers.clip, given(batch.forget_pixels))
         retain_images = image_embeddings(towers.clip, batch.retain_pixels)
-        image_consistency = consistency(batch.retain_images, retain_images)
+        image_consistency = consistency(original_images, retain_images)
     return {
         "forgetting": forgetting(forget_images, forget_texts),
         "retention": retention(retain_images, retain_texts, towers.clip.logit_scale.exp()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sd_erase.erasure.method import Batch, Stateless
+from sd_erase.erasure.method import Batch, Stateless, given
 
 if TYPE_CHECKING:
     import torch
@@ -50,9 +50,9 @@ class Pairwise(Stateless):
         from sd_erase.clip import image_embeddings
 
         texts = embed_captions(towers, [*batch.forget, *batch.retain])
-        forget_images, retain_images = batch.forget_images, batch.retain_images
+        forget_images, retain_images = given(batch.forget_images), given(batch.retain_images)
         if batch.retain_pixels is not None:
-            forget_images = image_embeddings(towers.clip, batch.forget_pixels)
+            forget_images = image_embeddings(towers.clip, given(batch.forget_pixels))
             retain_images = image_embeddings(towers.clip, batch.retain_pixels)
         count = len(batch.forget)
         return Embedded(forget_images, texts[:count], retain_images, texts[count:])

@@ -71,16 +71,19 @@ def replaced(text: Any, rows: Sequence[int], positions: Sequence[int], values: t
     """
     import torch
 
+    if values is None or not len(rows):
+        yield
+        return
+
     def hook(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
         where = tuple(torch.tensor(part, device=output.device) for part in (rows, positions))
         return output.index_put(where, values.to(output.dtype))
 
-    handle = embedding(text).register_forward_hook(hook) if len(rows) else None
+    handle = embedding(text).register_forward_hook(hook)
     try:
         yield
     finally:
-        if handle is not None:
-            handle.remove()
+        handle.remove()
 
 
 def find(towers: Towers, captions: Sequence[str], spans: Sequence[Sequence[int]], seed: int) -> torch.Tensor:

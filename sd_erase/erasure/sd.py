@@ -225,7 +225,7 @@ class StableDiffusionErasure(Stateless):
         from sd_erase.erasure.losses import relative_error, spread
 
         rng, layers = batch.random, towers.layers
-        moved = [self.augmented(pair.caption, pair.spans, self.concepts[pair.concept], rng) for pair in batch.forget]
+        moved = [self.augmented(pair.caption, pair.spans, self.concepts[pair.concept or ""], rng) for pair in batch.forget]
         groups = {
             "preserve": [rephrased(pair.caption, (), rng)[0] for pair in batch.retain],
             "protect": rng.sample(self.protected, min(8, len(self.protected))),
@@ -291,9 +291,9 @@ def _misspellings(towers: Towers, concept: Concept, anchor: str) -> list[str]:
                 candidates[wrong] = phrase
     if not candidates:
         return []
-    wrong, right = (pooled_phrases(towers, list(phrases)) for phrases in (candidates.keys(), candidates.values()))
+    misspelt, meant = (pooled_phrases(towers, list(phrases)) for phrases in (candidates.keys(), candidates.values()))
     nothing = pooled_phrases(towers, [anchor or "thing"])
-    near = (wrong * right).sum(-1) > (wrong @ nothing.T)[:, 0]
+    near = (misspelt * meant).sum(-1) > (misspelt @ nothing.T)[:, 0]
     return [phrase for phrase, is_near in zip(candidates, near.tolist(), strict=True) if is_near]
 
 

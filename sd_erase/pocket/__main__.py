@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -56,7 +57,7 @@ def build(work: Path, steps: tuple[str, ...], target: Path, settings: tuple[str,
         if name not in fields or not value:
             raise click.BadParameter(f"{setting!r} is no NAME=NUMBER with a name of: {', '.join(fields)}")
         recipe = dataclasses.replace(recipe, **{name: fields[name](float(value))})
-    actions = {
+    actions: dict[str, Callable[[builder.Recipe, Path], object]] = {
         "data": builder.data, "clip": builder.train_clip, "vae": builder.train_vae, "latents": builder.encode_latents,
         "decoder": builder.train_decoder, "unet": builder.train_unet, "detector": builder.train_detector,
         "pack": functools.partial(builder.pack, target=target), "scores": functools.partial(builder.scores, target=target),

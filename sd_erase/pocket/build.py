@@ -498,7 +498,8 @@ def pack(recipe: Recipe, folder: Path, target: Path) -> Path:
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPImageProcessor, CLIPTextModel
 
-    from sd_erase.clip import PREFIX, save_text_encoder
+    from sd_erase.clip import save_text_encoder
+    from sd_erase.formats import PREFIX
 
     clip = full_clip(recipe, folder)
     state = {key: value.half().contiguous() for key, value in clip.state_dict().items() if not key.endswith("position_ids")}
@@ -637,7 +638,7 @@ def _generator_scores(target: Path, count: int) -> dict[str, Any]:
 
     result: dict[str, Any] = {}
     one = [world.scene_of([name], SCORED_SEED + number) for name in world.CLASSES for number in range(count)]
-    found, _ = draw([scene.caption for scene in one], [[world.BY_NAME[scene.slots[0]].label] for scene in one])
+    found, _ = draw([scene.caption for scene in one], [[world.BY_NAME[name].label for name in scene.objects] for scene in one])
     by_class = {name: float(np.mean(found[i * count : (i + 1) * count])) for i, name in enumerate(world.CLASSES)}
     worst = min(by_class, key=lambda name: by_class[name])
     result |= {
@@ -647,7 +648,7 @@ def _generator_scores(target: Path, count: int) -> dict[str, Any]:
     }
     pairs = [world.scene_of(names, SCORED_SEED + number) for number, names in enumerate(_two_objects(300))]
     found, strangers = draw(
-        [scene.caption for scene in pairs], [[world.BY_NAME[name].label for name in scene.slots] for scene in pairs]
+        [scene.caption for scene in pairs], [[world.BY_NAME[name].label for name in scene.objects] for scene in pairs]
     )
     result |= {"two_objects_each": round(float(np.mean(found)), 4), "two_objects_both": round(float(np.mean([all(row) for row in found])), 4),
                "two_objects_unnamed": round(strangers / len(pairs), 4)}  # fmt: skip

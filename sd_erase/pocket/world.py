@@ -168,7 +168,8 @@ def describe(names: list[str | None], background: str, rng: random.Random, *, he
             return EMPTY_PLACE[background], ()
         place = rng.choice(PLACES.get(background, NO_PLACE))
         return rng.choice(EMPTY).format(p=place).strip(), ()
-    phrases, slots = [], []
+    phrases: list[str] = []
+    slots: list[str | None] = []
     for name in names:
         phrase, count = (rng.choice(ANCHORS), 1) if name is None else mention(name, rng, plain=plain)
         if len(slots) + count > 3 or (count > 1 and len(names) > 2):
@@ -280,7 +281,7 @@ def render(scene: Scene) -> tuple[Image.Image, list[tuple[str, tuple[float, floa
             continue
         sprite = _sprite(name)
         scale = extent / max(sprite.size)
-        sprite = sprite.resize((max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale))), Image.LANCZOS)
+        sprite = sprite.resize((max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale))), Image.Resampling.LANCZOS)
         left = round(min(max(x - sprite.width / 2, 0), SIZE - sprite.width))
         top = round(min(max(y - sprite.height / 2, 0), SIZE - sprite.height))
         picture.paste(sprite, (left, top), sprite)

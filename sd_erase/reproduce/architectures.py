@@ -50,7 +50,7 @@ def blip(recipe: Recipe, bench: Bench) -> Experiment:
         raise UserError("Table 5 needs a BLIP: pass --set sizes.model=FOLDER of a BlipForImageTextRetrieval.")
     rows = _zero_shot(recipe, bench, str(source))
     for row in rows:
-        row["method"] = {"CLIP": "BLIP"}.get(row["method"], f"BLIP + {row['method']}")
+        row["method"] = "BLIP" if row["method"] == "CLIP" else f"BLIP + {row['method']}"
     notes = ["Images and texts are compared by BLIP's contrastive embeddings (ITC), without its matching head."]
     return Experiment(["class", "method", *ZERO_SHOT], rows, notes=notes)
 

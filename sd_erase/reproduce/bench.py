@@ -83,9 +83,10 @@ class Bench:
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, as they stand in the captions."""
         found = {cifar100.label_of(caption.text) for caption in self._captions("classes")}
-        if None in found:
+        names = sorted(name for name in found if name is not None)
+        if len(names) < len(found):
             raise UserError(f"Data set {self.dataset('classes')} is no set of classes: pass --dataset cifar100:PATH.")
-        return tuple(sorted(found))
+        return tuple(names)
 
     def _captions(self, side: str) -> Any:
         return open_dataset(self.dataset(side), self.base, self.folder / "bench" / "data" / side)

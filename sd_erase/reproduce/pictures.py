@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sd_erase import resources
 from sd_erase.clip import caption_of
+from sd_erase.errors import UserError
 from sd_erase.metrics import tasks
 from sd_erase.metrics.relevance import relevance
 from sd_erase.reproduce import Experiment, Recipe
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from sd_erase.clip import Towers
+    from sd_erase.pairs import Pair
 
 WIDTH = 7.2  # inches, a page's text
 SHOWN = 256  # pixels at most of an image inside a figure
@@ -68,9 +70,9 @@ def grids(recipe: Recipe, bench: Bench) -> Experiment:
     generator = Generator(bench)
     side = next(iter(recipe.concepts))
     stem = bench.experiment_folder / bench.experiment_folder.name
-    blocks = []
+    blocks: list[tuple[str, Sequence[str], dict[str, Sequence[Path]]]] = []
     for concepts, prompts in recipe.sizes["prompts"].items():
-        rows = {}
+        rows: dict[str, Sequence[Path]] = {}
         for name, own in encoders(recipe):
             run = None if own is None else bench.run(own, concepts, recipe.seeds[0], side)
             rows[name] = generator.draw(run, prompts, 1, stem.name)
@@ -230,7 +232,8 @@ def plot_heat_maps(
     name("image", 0)
     for column, number in enumerate(chosen):
         place(column, 0).imshow(pictures[number], interpolation="none", extent=(0, 1, 0, 1))
-    top, drawn = cell, None
+    top: float = cell
+    drawn: Any = None
     for group, when in rows:
         if when == "before":
             top += head
@@ -255,6 +258,16 @@ def plot_heat_maps(
 # t-SNE
 
 
+def _label(pair: Pair) -> str:
+    """The class of a pair of a set of classes."""
+    from sd_erase.captions import cifar100
+
+    label = cifar100.label_of(pair.caption)
+    if label is None:
+        raise UserError(f"Caption {pair.caption!r} names no class: pass --dataset cifar100:PATH.")
+    return label
+
+
 def tsne(recipe: Recipe, bench: Bench) -> Experiment:
     """Figure 6: t-SNE (van der Maaten and Hinton 2008) of images and class prompts together, before and after.
 
@@ -263,13 +276,11 @@ def tsne(recipe: Recipe, bench: Bench) -> Experiment:
     (side, (concepts, *_)), (method, own) = next(iter(recipe.concepts.items())), next(iter(recipe.methods.items()))
     towers = bench.towers(bench.run({**recipe.settings, **own}, concepts, recipe.seeds[0], side))
     pairs = bench.pairs(concepts, side)
-    from sd_erase.captions import cifar100
-
     by_class: dict[str, list[str]] = {}
     for name in ("forget", "retain"):
         for pair in pairs[name, "test"]:
-            by_class.setdefault(cifar100.label_of(pair.caption), []).append(str(pair.image))
-    forgotten = {cifar100.label_of(pair.caption) for pair in pairs["forget", "test"]}
+            by_class.setdefault(_label(pair), []).append(str(pair.image))
+    forgotten = {_label(pair) for pair in pairs["forget", "test"]}
     others = spread(
         [name for name in sorted(by_class) if name not in forgotten], int(recipe.sizes.get("classes", 10)) - len(forgotten)
     )
@@ -345,6 +356,6 @@ def plot_tsne(panels: dict[str, dict[str, tuple[Any, Any]]], forgotten: set[str]
     handles, names = axis.get_legend_handles_labels()
     handles += [axis.scatter([], [], s=9, color="#666666"), axis.scatter([], [], s=42, color="#666666", marker="^")]
     legend = figure.legend(handles, [*names, "image", "text"], loc="outside lower center", ncols=6, fontsize=TEXT, frameon=False)
-    for handle in legend.legend_handles:
+    for handle in filter(None, legend.legend_handles):
         handle.set_alpha(1)
     return save_figure(figure, stem)

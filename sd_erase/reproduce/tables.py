@@ -87,9 +87,11 @@ def _pool_hits(towers: Towers, pairs: Sequence[Pair]) -> tuple[Any, Any]:
     images = tasks.embed_images(towers, [str(pair.image) for pair in pairs])
     texts = tasks.embed_texts(towers, [pair.caption for pair in pairs])
     same = tasks.numbered([pair.caption.lower().rstrip(".") for pair in pairs]).to(images.device)
-    return tuple(
-        tasks.pool_retrieval(*two, same, POOL, torch.Generator().manual_seed(0)) for two in ((images, texts), (texts, images))
-    )
+
+    def hits(queries: torch.Tensor, pool: torch.Tensor) -> Any:
+        return tasks.pool_retrieval(queries, pool, same, POOL, torch.Generator().manual_seed(0))
+
+    return hits(images, texts), hits(texts, images)
 
 
 def spread(items: Sequence[Any], most: int) -> list[Any]:
