@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd_erase import formats
+from sd_erase.folders import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -27,10 +28,8 @@ def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{part}": value for part, value in state.items()}
     tensors["step"] = torch.tensor(step)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, temporary)
 
 
 def load_checkpoint(path: Path, optimizer: Any) -> tuple[int, dict[str, dict[str, torch.Tensor]]]:

@@ -7,7 +7,6 @@ import dataclasses
 import errno
 import json
 import re
-import shutil
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -21,6 +20,8 @@ from sd_erase import __version__, catalog
 from sd_erase.bases import ROWS as BASES
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
+from sd_erase.folders import Busy
+from sd_erase.interrupts import Terminated, as_interrupts
 from sd_erase.rundir import RunDir, write_text_atomic
 
 COUNT = click.IntRange(min=0)
@@ -200,10 +201,11 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
+            with as_interrupts():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
             click.echo("\nInterrupted; run the same command again to resume.", err=True)
-            raise click.exceptions.Exit(130) from None
+            raise click.exceptions.Exit(interrupt.exit_code if isinstance(interrupt, Terminated) else 130) from None
         except UserError as error:
             raise Failure(str(error)) from error
         except OSError as error:
@@ -263,7 +265,11 @@ def resolve_config(flags: dict[str, Any], stored: Path | None = None, default: R
 
 
 def unfinished_run(root: Path, config: RunConfig, last_stage: str) -> RunDir | None:
-    """The newest run with the same settings whose `last_stage` is not complete and that no other process works on."""
+    """The newest run with the same settings whose `last_stage` is not complete.
+
+    Raises:
+        UserError: another process works on it.
+    """
     from sd_erase.config import load
     from sd_erase.provenance import is_running
 
@@ -279,9 +285,16 @@ def unfinished_run(root: Path, config: RunConfig, last_stage: str) -> RunDir | N
     for path in sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True):
         run = RunDir(path.parent)
         with contextlib.suppress(UserError):  # a broken run of the past is not this command's business
-            if run.read_manifest(last_stage) is None and not differs(load(path), run) and not is_running(run):
-                return run
-    return None
+            if run.read_manifest(last_stage) is None and not differs(load(path), run):
+                break
+    else:
+        return None
+    if is_running(run):
+        raise Busy(
+            f"Run {run} has these settings and is being worked on by another sd-erase process: wait until that has ended, or pass "
+            "--run with a folder of its own."
+        )
+    return run
 
 
 def begin(
@@ -294,8 +307,8 @@ def begin(
     from sd_erase.bases import resolve
 
     path: Path | None = flags["run_path"]
-    if path is not None and path.exists() and not path.is_dir():
-        raise UserError(f"Run {path} is a file: pass a folder with --run.")
+    if path is not None:
+        RunDir(path).check_ours()
     config = fill(resolve_config(flags, None if path is None else RunDir(path).config, default))
     if not config.concepts and not config.concept_file:
         raise UserError("No concept is given: pass --concept, for example --concept bicycle, or --concept-file.")
@@ -303,7 +316,7 @@ def begin(
     if path is not None:
         return config, RunDir(path)
     root, concept = flags["output_root"], "-".join(config.concepts) or Path(config.concept_file).stem
-    return config, unfinished_run(root, config, last_stage) or RunDir.create(root, concept, base.name)
+    return config, unfinished_run(root, config, last_stage) or RunDir.next(root, concept, base.name)
 
 
 def resume(flags: dict[str, Any]) -> tuple[RunConfig, RunDir]:
@@ -316,23 +329,27 @@ def resume(flags: dict[str, Any]) -> tuple[RunConfig, RunDir]:
 
 
 @contextlib.contextmanager
-def working_on(config: RunConfig, run: RunDir, store: bool = True) -> Iterator[None]:
-    """Store the settings first; where the input was wrong before anything was finished, leave nothing of a new run behind."""
-    from sd_erase.stages import write_config
+def working_on(config: RunConfig, run: RunDir, store: bool = True, about: dict[str, Any] | None = None) -> Iterator[None]:
+    """Be the one process that writes to the run, its settings first; where the input was wrong, leave nothing of a new run behind.
 
-    is_new = not run.config.exists()
-    stored = None if is_new else run.config.read_text(encoding="utf-8")
-    if store:
-        write_config(config, run)
-    click.echo(f"Run {run}", err=True)
-    try:
-        yield
-    except UserError:
-        if stored is not None:
-            write_text_atomic(run.config, stored)  # the refused settings must not stick
-        elif not run.manifest("harvest").exists():
-            shutil.rmtree(run.path, ignore_errors=True)
-        raise
+    Of a new run in a folder that was there before, the folder stays; of one whose harvest names a file of what it missed, all.
+    """
+    from sd_erase.stages import write_config, writing
+
+    is_new, is_made = not run.config.exists(), not run.path.exists()
+    with writing(config, run, about):
+        stored = None if is_new else run.config.read_text(encoding="utf-8")
+        if store and not is_new:
+            write_config(config, run)
+        click.echo(f"Run {run}", err=True)
+        try:
+            yield
+        except UserError as error:
+            if stored is not None:
+                write_text_atomic(run.config, stored)  # the refused settings must not stick
+            elif not run.manifest("harvest").exists() and str(run.missing) not in str(error):
+                run.discard(is_made)
+            raise
 
 
 def perform(
@@ -625,17 +642,14 @@ def merge_command(runs: tuple[Path, ...], run_path: Path | None, output_root: Pa
       sd-erase merge outputs/bicycle-pocket-0001 outputs/apple-pocket-0001
       sd-erase generate --prompts bicycle --prompts apple
     """
-    from sd_erase.erasure.merge import merge, merged_config
+    from sd_erase.erasure.merge import merge, merged_config, place
     from sd_erase.progress import RichProgress
     from sd_erase.provenance import recorded
 
     parts = [RunDir(path) for path in runs]
     config = merged_config(parts)
-    base = config.base if config.base in BASES else Path(config.base).stem
-    run = RunDir(run_path) if run_path is not None else RunDir.create(output_root, "-".join(config.concepts), base)
-    if run.config.is_file() and run.read_manifest("train") is not None:
-        raise UserError(f"Run {run} exists: pass another folder with --run.")
-    with working_on(config, run), recorded(run, "merge", config):
+    run, about = place(parts, config, run_path, output_root)
+    with working_on(config, run, about=about), recorded(run, "merge", config):
         result = merge(parts, run, config, RichProgress())
     if as_json:
         print_json({"run": str(run), "output": str(run.encoder), **result})
@@ -753,7 +767,8 @@ def reproduce_command(
 
     asked = names(experiments)
     bench = Bench(output, base, datasets, device, RichProgress())
-    results = [reproduce(name, bench, dict(changes), objectives, concepts) for name in asked]
+    with bench.working():
+        results = [reproduce(name, bench, dict(changes), objectives, concepts) for name in asked]
     if as_json:
         print_json({"output": str(output), "experiments": results})
         return
@@ -811,7 +826,8 @@ def sweep_command(
 
     axes = [read_axis(text) for text in over]
     bench = Bench(output, base, datasets, device, RichProgress())
-    result = sweep(bench, " + ".join(concepts), side, dict(changes), axes, number or 0, seed)
+    with bench.working():
+        result = sweep(bench, " + ".join(concepts), side, dict(changes), axes, number or 0, seed)
     if as_json:
         print_json({"output": str(output / "sweep.md"), **result})
     else:

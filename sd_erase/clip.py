@@ -14,7 +14,7 @@ from sd_erase.bases import Base, TextEncoder, loading
 from sd_erase.concepts import Concept, common_nouns
 from sd_erase.errors import UserError
 from sd_erase.formats import PREFIX, prefixed
-from sd_erase.rundir import RunDir
+from sd_erase.rundir import RunDir, replacing
 
 if TYPE_CHECKING:
     import torch
@@ -87,12 +87,10 @@ def save_text_encoder(text: Any, folder: Path, metadata: dict[str, str], project
     """
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".model.safetensors.tmp"
     own = {} if projection is None else {"text_projection.weight": projection.weight}
-    save_file(prefixed(text.state_dict() | own), temporary, metadata={"format": "pt", **metadata})
-    text.config.save_pretrained(folder)
-    temporary.replace(folder / "model.safetensors")
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file(prefixed(text.state_dict() | own), temporary, metadata={"format": "pt", **metadata})
+        text.config.save_pretrained(folder)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -106,10 +104,9 @@ def save_clip(clip: Any, path: Path) -> None:
     """Write a whole CLIP (both towers, both projections) to `path`, through a rename."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file({key: value.detach().cpu().contiguous() for key, value in clip.state_dict().items()}, temporary, {"format": "pt"})
-    temporary.replace(path)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in clip.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"format": "pt"})
 
 
 def load_erased_towers(base: Base, run: RunDir, device: Any) -> Towers:

@@ -7,10 +7,11 @@ of the original, drawn once), ``runs/CONCEPTS/METHOD-seedN/`` (ordinary runs, ea
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,17 @@ from sd_erase.drawing import base_stamp
 from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError
 from sd_erase.evaluation import detect_files
+from sd_erase.folders import Busy, Hold, claim, locked, working_in
 from sd_erase.images import Settings, draw, sheet
 from sd_erase.metrics.rates import wilson
 from sd_erase.probes import Coherence, answers, probes, psnr, unlisted_words
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.prompts import Prompt
 from sd_erase.rundir import RunDir, fingerprint, read_json, write_json_atomic, write_text_atomic
-from sd_erase.stages import run_stage, write_config
+from sd_erase.stages import run_stage, write_config, writing
 
 GROUPS = {"named", "unlisted", "untouched", "senses"}  # of `probes`, that have a number of images of their own
+EARLIER = ("runs/*/*/config.yaml", "scenes/*.token")  # what tells the folder of a version that left no mark
 REDRAWN = "anchor, other seeds"  # the floor of the Fréchet distance: the original on the same captions, from other noise
 
 
@@ -118,7 +121,34 @@ def compare(recipe: Recipe, folder: Path, progress: Progress | None = None) -> d
         What ``comparison.json`` holds: ``rows`` (one a method: pooled counts, spreads over seeds), ``cells`` (one a method, concept
         and seed) and ``original`` (one a concept).
     """
-    progress = progress or NoProgress()
+    with contextlib.ExitStack() as alone:
+        claim(folder, "comparison", EARLIER)
+        with contextlib.suppress(Busy), working_in(folder, "comparison", EARLIER):
+            pass  # removes what killed processes left; another one may be at work on other concepts
+        for concepts in recipe.concepts:
+            alone.enter_context(_concept_lock(folder, concepts))
+        return _compare(recipe, folder, progress or NoProgress())
+
+
+@contextlib.contextmanager
+def _concept_lock(folder: Path, concepts: str) -> Iterator[None]:
+    """Be the one process at work on `concepts` in the folder of a comparison."""
+    place = folder / "original" / _name(concepts)
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        hold = Hold.take(place)
+    except Busy:
+        raise Busy(
+            f"Concept {concepts!r} of {folder} is being worked on by another sd-erase process: wait until that has ended, leave the "
+            "concept out of the recipe, or pass another folder with --output."
+        ) from None
+    try:
+        yield
+    finally:
+        hold.release()
+
+
+def _compare(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
     bench = _Bench(recipe, folder, progress)
     cells = [
         bench.measure(method, concepts, seed)
@@ -133,10 +163,11 @@ def compare(recipe: Recipe, folder: Path, progress: Progress | None = None) -> d
         "cells": cells,
         "original": bench.originals,
     }
-    write_json_atomic(folder / "comparison.json", result)
-    write_text_atomic(folder / "comparison.md", render(result))
-    for concepts in recipe.concepts:
-        bench.contact_sheet(concepts)
+    with locked(folder, wait=True):
+        write_json_atomic(folder / "comparison.json", result)
+        write_text_atomic(folder / "comparison.md", render(result))
+        for concepts in recipe.concepts:
+            bench.contact_sheet(concepts)
     return result
 
 
@@ -180,8 +211,14 @@ class _Bench:
         ):
             self.originals[concepts] = known["original"]
             return known
-        run.path.mkdir(parents=True, exist_ok=True)
-        write_config(config, run)
+        with writing(config, run):
+            write_config(config, run)
+            cell = {"method": method, "concepts": concepts, "seed": seed, "inputs": inputs, **self._answers(config, run, concepts)}
+            write_json_atomic(path, cell)
+        return cell
+
+    def _answers(self, config: RunConfig, run: RunDir, concepts: str) -> dict[str, Any]:
+        """Train one cell and answer the questions."""
         run_stage("harvest", config, run, self.progress)
         trained = run_stage("train", config, run, self.progress)
         pipeline, detector, coherence, settings = self._shared(config)
@@ -192,7 +229,7 @@ class _Bench:
 
         erased = erased_pipeline(pipeline, run)
         stamp = fingerprint(self._base_stamp, run.encoder / "text_encoder" / "model.safetensors")
-        cell: dict[str, Any] = {"method": method, "concepts": concepts, "seed": seed, "inputs": inputs, "groups": {}}
+        cell: dict[str, Any] = {"groups": {}}
         for group, prompts in groups.items():
             if group == "anchor" or not self._images(group):
                 continue
@@ -216,7 +253,6 @@ class _Bench:
         cell["seconds"] = trained["seconds"]
         cell["peak_memory_mb"] = trained["peak_memory_mb"]
         cell["clip_similarity"] = _similarity(run)
-        write_json_atomic(path, cell)
         return cell
 
     def _shared(self, config: RunConfig) -> tuple[Any, Detector, Coherence, Settings]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 from sd_erase import bases
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError, unknown_choice
-from sd_erase.rundir import fingerprint
+from sd_erase.rundir import fingerprint, replacing
 
 SCHEDULERS: dict[str, str | None] = {
     "auto": None,  # the pipeline's own
@@ -174,15 +172,8 @@ def save_png(image: Any, path: Path, text: dict[str, str]) -> None:
     chunks = PngInfo()
     for key, value in text.items():
         chunks.add_text(key, value)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            image.save(stream, format="PNG", pnginfo=chunks)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=chunks)
 
 
 def precision(base: bases.Base, device: Any) -> Any:

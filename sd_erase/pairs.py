@@ -312,7 +312,7 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
     _report_missing(config, run, images)
     if not chosen["forget"]:
         raise UserError(
-            f"No caption of {config.harvest.dataset} that names a concept has a usable image: see {run.path / 'missing.jsonl'}."
+            f"No caption of {config.harvest.dataset} that names a concept has a usable image: see {run.missing}."
         )
     if not chosen["retain"]:
         raise UserError(
@@ -564,7 +564,7 @@ def _choose_retain(config: RunConfig, samples: dict[tuple[str, str, str], _Sampl
 
 
 def _report_missing(config: RunConfig, run: RunDir, images: _Images) -> None:
-    side_file = run.path / "missing.jsonl"
+    side_file = run.missing
     side_file.unlink(missing_ok=True)
     if not images.bad:
         return

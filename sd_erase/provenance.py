@@ -18,6 +18,7 @@ from typing import Any
 
 import sd_erase
 from sd_erase.config import RunConfig
+from sd_erase.folders import is_locked
 from sd_erase.rundir import RunDir, write_json_atomic
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "ultralytics", "safetensors")
@@ -88,17 +89,30 @@ def read_run(run: RunDir) -> dict[str, Any]:
 
 
 def is_running(run: RunDir) -> bool:
-    """Whether a live process of this machine is at work on the run."""
+    """Whether another live process is at work on the run: its lock says so, or, where there are no locks, its record.
+
+    A process is told by its number and its start: a container gives the same few numbers again whenever it is started.
+    """
     import psutil
 
+    held = is_locked(run.path)
+    if held is not None:
+        return held
     record = read_run(run)
-    here = record.get("host") == platform.node()
-    return record.get("status") == "running" and here and psutil.pid_exists(record.get("pid", -1))
+    if record.get("status") != "running" or record.get("host") != platform.node() or record.get("pid") == os.getpid():
+        return False
+    try:
+        started = psutil.Process(record["pid"]).create_time()
+        return abs(started - record["process_started"]) < 2.0  # the system's clock may have been set
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        return False
 
 
 @contextlib.contextmanager
 def recorded(run: RunDir, stage: str, config: RunConfig) -> Iterator[None]:
     """Keep run.json while a stage runs: "running" at its start, then "complete", "failed" or "interrupted" with the error."""
+    import psutil
+
     started = time.monotonic()
     record = read_run(run)
     entry: dict[str, Any] = {"status": "running", "started": _now()}
@@ -110,6 +124,7 @@ def recorded(run: RunDir, stage: str, config: RunConfig) -> Iterator[None]:
         seed=config.seed,
         host=platform.node(),
         pid=os.getpid(),
+        process_started=round(psutil.Process().create_time(), 2),
         versions=versions(),
         git=git_state(),
     )

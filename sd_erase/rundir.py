@@ -6,17 +6,22 @@ fingerprint of the stage's inputs, so a finished stage is not done again unless 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
 import hashlib
 import json
 import os
 import re
-import tempfile
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sd_erase import folders
 from sd_erase.errors import UserError
+from sd_erase.folders import publishing as publishing
+from sd_erase.folders import replacing as replacing
 
 
 def umask_mode(*, folder: bool = False) -> int:
@@ -30,17 +35,9 @@ def umask_mode(*, folder: bool = False) -> int:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write `text` to `path` through a temporary file and a rename, so that no half-written file is ever seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(temporary, umask_mode())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write `text` to `path`, in a folder of ours, through a temporary file and a rename: no half-written file is ever seen."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -85,24 +82,40 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
 
 
+KIND = "run"
+
+
+def _free(root: Path, stem: str) -> Path:
+    """The first of `root/stem-0001` and so on that does not exist."""
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is a file: pass a folder with --output-root.")
+    for number in range(1, 10_000):
+        path = root / f"{stem}-{number:04d}"
+        if not path.exists():
+            return path
+    raise UserError(f"{root} already holds 9999 runs named {stem}: pass --run with a folder of your own.")
+
+
 class RunDir:
     """The folder of one erasure: where each stage puts its files and finds the earlier stages'."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._stem = ""  # of a run that is to be made with the next free number
 
     def __str__(self) -> str:
         return str(self.path)
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return self.path.absolute().name or self.path.resolve().name  # "." has none
 
     # one property a file, in the order of the stages
     config = property(lambda self: self.path / "config.yaml")
     run = property(lambda self: self.path / "run.json")
     concepts = property(lambda self: self.path / "concepts.json")
     pairs = property(lambda self: self.path / "pairs.jsonl")
+    missing = property(lambda self: self.path / "missing.jsonl")  # images that the harvest could not use
     data = property(lambda self: self.path / "data")
     cache = property(lambda self: self.path / "cache")
     metrics = property(lambda self: self.path / "metrics.jsonl")
@@ -166,20 +179,117 @@ class RunDir:
             raise UserError(f"Run {self.path} has no finished {stage} stage: run `sd-erase {command}` first.")
         return manifest
 
+    def is_ours(self) -> bool:
+        """Whether the folder is a run: it carries our mark, or it is one of a version that left none."""
+        mark = folders.mark_of(self.path)
+        if mark is not None:
+            return mark.get("kind") == KIND
+        if not self.config.is_file():
+            return False
+        try:
+            return "stages" in read_json(self.run)
+        except (OSError, ValueError, TypeError):
+            return folders.entries(self.path) == [self.config.name]  # the settings of a run that is to be
+
+    def check_ours(self) -> None:
+        """Refuse a folder that holds something else; a missing or an empty one may become a run.
+
+        Raises:
+            UserError: it is a file, a folder of another kind, or holds what sd-erase did not make.
+        """
+        if not self.path.exists() or self.is_ours():
+            return
+        if not self.path.is_dir():
+            raise UserError(f"Run {self.path} is a file: pass a folder with --run.")
+        mark, others = folders.mark_of(self.path), folders.entries(self.path)
+        if mark is not None:
+            raise UserError(f"Folder {self.path} is another command's ({mark.get('kind')}), no run: pass another one with --run.")
+        if others:
+            raise UserError(
+                f"Folder {self.path} is no run and holds other files (such as {others[0]}): pass a new or an empty one with --run."
+            )
+
+    @contextlib.contextmanager
+    def writing(self, files: Mapping[str, str] | None = None, about: Mapping[str, Any] | None = None) -> Iterator[None]:
+        """Be the one process that writes to the run; leftovers of killed ones are removed.
+
+        Args:
+            files: name -> text of what a new run begins with; it has its name only when they are there.
+            about: what the mark of a new run says beside its kind.
+
+        Raises:
+            UserError: see `check_ours`; or another process works on the run, or it may not be written.
+        """
+        hold = self._open(files or {}, about)
+        try:
+            yield
+        finally:
+            hold.release()
+
+    def _open(self, files: Mapping[str, str], about: Mapping[str, Any] | None) -> folders.Hold:
+        while self._stem or not self.path.exists():
+            try:
+                hold = folders.create(self.path, KIND, files, about)
+                self._stem = ""
+                return hold
+            except FileExistsError:  # made by another process in the meantime
+                if self._stem:
+                    self.path = _free(self.path.parent, self._stem)
+        self.check_ours()
+        try:
+            hold = folders.Hold.take(self.path)
+        except folders.Busy:
+            raise folders.Busy(
+                f"Run {self.path} is being worked on by another sd-erase process{self._worker()}: wait until that has ended, or "
+                "pass another folder with --run."
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise UserError(
+                f"Run {self.path} may not be written ({error.strerror}): copy it to a folder of your own and pass that with --run."
+            ) from error
+        if folders.mark_of(self.path) is None:
+            folders.mark(self.path, KIND, about)
+        for name, text in files.items():
+            if not (self.path / name).exists():
+                write_text_atomic(self.path / name, text)
+        return hold
+
+    def _worker(self) -> str:
+        """Who works on the run, as its record tells."""
+        try:
+            record = read_json(self.run)
+            running = [name for name, stage in record["stages"].items() if stage["status"] == "running"]
+            return f" (pid {record['pid']} on {record['host']}{', ' + running[-1] if running else ''})"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return ""
+
+    def discard(self, folder_too: bool) -> None:
+        """Remove what a run begins with, and nothing else; the folder itself only where it is empty then."""
+        for name in ("config.yaml", "run.json", "concepts.json", "pairs.jsonl", "missing.jsonl", folders.LOCK, folders.MARK):
+            (self.path / name).unlink(missing_ok=True)
+        for inner in (self.data, self.cache, self.path / "manifests"):
+            if not inner.is_symlink():
+                shutil.rmtree(inner, ignore_errors=True)
+        if folder_too:
+            with contextlib.suppress(OSError):  # somebody put something there
+                self.path.rmdir()
+
+    @classmethod
+    def next(cls, root: str | Path, concept: str, base: str) -> RunDir:
+        """The run `root/concept-base-0001` with the next free number, which is made when it is first written to."""
+        stem = "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") or "x" for part in (concept, base))[:60]
+        run = cls(_free(Path(root), stem))
+        run._stem = stem
+        return run
+
     @classmethod
     def create(cls, root: str | Path, concept: str, base: str) -> RunDir:
-        """A new folder `root/concept-base-0001` with the next free number."""
-        stem = "-".join(re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") or "x" for part in (concept, base))[:60]
-        root = Path(root)
-        root.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 10_000):
-            path = root / f"{stem}-{number:04d}"
-            try:
-                path.mkdir()
-            except FileExistsError:
-                continue
-            return cls(path)
-        raise UserError(f"{root} already holds 9999 runs named {stem}: pass --run with a folder of your own.")
+        """As `next`, made at once."""
+        run = cls.next(root, concept, base)
+        with run.writing():
+            return run
 
     @classmethod
     def latest(cls, root: str | Path, stage: str) -> RunDir:

@@ -28,11 +28,15 @@ def write_config(config: RunConfig, run: RunDir) -> None:
     write_text_atomic(run.config, dump(config))
 
 
+def writing(config: RunConfig, run: RunDir, about: dict[str, Any] | None = None) -> contextlib.AbstractContextManager[None]:
+    """Be the one process that writes to `run`; a new one begins with the settings and says `about` in its mark."""
+    return run.writing({run.config.name: dump(config)}, about)
+
+
 def run_stage(stage: str, config: RunConfig, run: RunDir, progress: Any = None) -> dict[str, Any]:
     """Run one stage and return its result; ``export`` goes to the row of `catalog.EXPORTS` that the settings name."""
-    run.path.mkdir(parents=True, exist_ok=True)
     # the libraries' own messages belong on stderr: stdout holds the result only
-    with recorded(run, stage, config), contextlib.redirect_stdout(sys.stderr):
+    with writing(config, run), recorded(run, stage, config), contextlib.redirect_stdout(sys.stderr):
         if stage == "export":
             return catalog.resolve(catalog.EXPORTS, config.export.to, "Export format")(config, run, progress)
         return catalog.resolve(STAGES, stage, "Stage")(config, run, progress)

@@ -23,6 +23,8 @@ FOUNDATION = {
     "headers",
     "formats",
     "checkpoint",
+    "folders",
+    "interrupts",
     "rundir",
     "config",
     "catalog",

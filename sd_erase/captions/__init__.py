@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sd_erase import catalog
 from sd_erase.errors import UserError
+from sd_erase.folders import replacing
 
 if TYPE_CHECKING:
     from sd_erase.bases import Base
@@ -300,10 +301,8 @@ def take_out(folder: Path, name: str, content: bytes | None, source: Path) -> st
     target = Path(image_inside(folder, name, source))
     try:
         if content is not None and not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.part")
-            temporary.write_bytes(content)
-            temporary.replace(target)
+            with replacing(target) as temporary:
+                temporary.write_bytes(content)
     except OSError as error:  # the disk is full, or the archive's names are too long or name a file and a folder alike
         raise UserError(f"{target} of {source} cannot be written ({error.strerror or error}).") from error
     return str(target)

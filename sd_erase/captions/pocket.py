@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from sd_erase.captions import Caption
 from sd_erase.captions.flickr30k import read as read_flickr30k
 from sd_erase.errors import UserError
+from sd_erase.folders import entries, staging
 
 SCENES = 3000  # each class stands in about 270 of them
 CAPTIONS = 5  # an image, as Flickr30K has
@@ -22,8 +25,23 @@ def read(path: Path, folder: Path | None = None, wanted: Collection[str] | None 
     if path.exists() and not path.is_dir():
         raise UserError(f"Data set pocket:{path} is a file: pass a folder for the rendered scenes.")
     if not (path / TOKEN_FILE).is_file():
+        if folder is not None:  # named by the user: not the run's own
+            _check_free(path)
         render(path)
     yield from read_flickr30k(path, folder, wanted)
+
+
+def _check_free(path: Path) -> None:
+    """Refuse a folder that holds anything but scenes of an interrupted `render`."""
+    own = re.compile(rf"{FIRST_SEED // 10**6:04d}\d{{6}}\.jpg")
+    images = path / IMAGES
+    others = [name for name in entries(path) if name != IMAGES]
+    others += [f"{IMAGES}/{name}" for name in entries(images) if not own.fullmatch(name)] if images.is_dir() else []
+    if others:
+        raise UserError(
+            f"Data set pocket:{path} is to render scenes into a folder that holds other files (such as {others[0]}): pass a new or an "
+            "empty one, or the reader of what is there."
+        )
 
 
 def render(folder: Path, scenes: int = SCENES, first_seed: int = FIRST_SEED, progress: Any = None) -> Path:
@@ -40,19 +58,21 @@ def render(folder: Path, scenes: int = SCENES, first_seed: int = FIRST_SEED, pro
     """
     from sd_erase.pocket import world
     from sd_erase.progress import NoProgress
-    from sd_erase.rundir import write_text_atomic
 
     images = folder / IMAGES
     images.mkdir(parents=True, exist_ok=True)
     rows = []
-    with (progress or NoProgress())("rendering scenes", scenes) as task:
+    # two processes may render into one folder: each image and the list appear whole
+    with staging(folder) as place, (progress or NoProgress())("rendering scenes", scenes) as task:
         for number in range(scenes):
             scene = world.sample_scene(first_seed + number, noise=False)
             name = f"{first_seed + number:010d}.jpg"
             # little compression: the sprites are small
-            world.render(scene)[0].save(images / name, quality=95, subsampling=0)
+            world.render(scene)[0].save(place / name, quality=95, subsampling=0)
+            os.replace(place / name, images / name)
             captions = [scene.caption, *world.captions_of(scene, CAPTIONS - 1)]
             rows += [f"{name}#{index}\t{caption}" for index, caption in enumerate(captions)]
             task.advance()
-    write_text_atomic(folder / TOKEN_FILE, "\n".join(rows) + "\n")
+        (place / TOKEN_FILE).write_text("\n".join(rows) + "\n", encoding="utf-8")
+        os.replace(place / TOKEN_FILE, folder / TOKEN_FILE)
     return folder / TOKEN_FILE

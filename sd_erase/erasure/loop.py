@@ -36,7 +36,7 @@ from sd_erase.errors import UserError, unknown_choice
 from sd_erase.pairs import Pair, read_pairs
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.provenance import peak_memory_mb
-from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_jsonl_atomic, write_text_atomic
+from sd_erase.rundir import RunDir, fingerprint, read_jsonl, replacing, write_jsonl_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -270,8 +270,8 @@ def _save_lora_and_merge(towers: Towers, path: Path, rank: int) -> None:
     for name, module in layers:
         parent, _, child = name.rpartition(".")
         setattr(towers.text.get_submodule(parent), child, module.get_base_layer())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(factors, path, metadata={"format": "pt", "rank": str(rank), "alpha": str(rank)})
+    with replacing(path) as temporary:
+        save_file(factors, temporary, metadata={"format": "pt", "rank": str(rank), "alpha": str(rank)})
 
 
 def _activations(towers: Towers, settings: TrainConfig) -> int:

@@ -11,9 +11,10 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from sd_erase import bases, formats, resources
+from sd_erase import bases, folders, formats, resources
 from sd_erase.clip import Towers, load_towers, save_text_encoder
 from sd_erase.concepts import read_concepts, write_concepts
 from sd_erase.config import RunConfig, load, override
@@ -51,6 +52,43 @@ def merged_config(runs: Sequence[RunDir]) -> RunConfig:
     return override(first, {"concepts": tuple(names), "concept_file": ""})
 
 
+def place(runs: Sequence[RunDir], config: RunConfig, path: Path | None, root: Path) -> tuple[RunDir, dict[str, Any]]:
+    """The run that `runs` are merged into, and what its mark says beside its kind: which they are.
+
+    An interrupted merge of the same runs goes on, and a finished one whose parts are as they were is not done again.
+
+    Args:
+        path: a folder; None takes the one under `root` that was begun or made of `runs`, or a new one.
+
+    Raises:
+        UserError: `path` holds something else.
+    """
+    parts = [str(run.path.resolve()) for run in runs]
+
+    def is_ours(run: RunDir) -> bool:
+        return (folders.mark_of(run.path) or {}).get("merged") == parts
+
+    if path is not None:
+        run = RunDir(path)
+        run.check_ours()
+        if run.is_ours() and not is_ours(run):
+            raise UserError(f"Run {run} exists and is no merge of these runs: pass a new or an empty folder with --run.")
+        return run, {"merged": parts}
+    inputs = _inputs(runs, config)
+    for begun in sorted(root.glob(f"*/{folders.MARK}")):
+        run = RunDir(begun.parent)
+        if is_ours(run) and (run.read_manifest("train") is None or run.is_complete("train", inputs)):
+            return run, {"merged": parts}
+    base = config.base if config.base in bases.ROWS else Path(config.base).stem
+    return RunDir.next(root, "-".join(config.concepts), base), {"merged": parts}
+
+
+def _inputs(runs: Sequence[RunDir], config: RunConfig) -> str:
+    encoders = bases.resolve(config.base).encoders
+    files = [run.encoder / encoder.name / "model.safetensors" for run in runs for encoder in encoders]
+    return fingerprint([str(run) for run in runs], *files)
+
+
 def merge(runs: Sequence[RunDir], run: RunDir, config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Compose `runs` into `run`.
 
@@ -69,7 +107,10 @@ def merge(runs: Sequence[RunDir], run: RunDir, config: RunConfig, progress: Prog
         UserError: an encoder that does not fit the base.
     """
     started = time.perf_counter()
-    base = bases.resolve(config.base)
+    base, inputs = bases.resolve(config.base), _inputs(runs, config)
+    if run.is_complete("train", inputs) and all((run.encoder / encoder.name).is_dir() for encoder in base.encoders):
+        return run.require("train", "merge")
+    run.reopen("train")
     concepts = [read_concepts(part) for part in runs]
     anchors = {name: anchor for part in runs for name, anchor in (part.read_manifest("train") or {})["anchor"].items()}
     metadata = {
@@ -112,8 +153,6 @@ def merge(runs: Sequence[RunDir], run: RunDir, config: RunConfig, progress: Prog
     unique = {(pair.set, pair.key, pair.caption): pair for pair in pairs}
     write_concepts(run, together)
     write_jsonl_atomic(run.pairs, ({**vars(pair), "spans": [list(span) for span in pair.spans]} for pair in unique.values()))
-    files = [part.encoder / encoder.name / "model.safetensors" for part in runs for encoder in base.encoders]
-    inputs = fingerprint([str(part) for part in runs], *files)
     harvested = (runs[0].read_manifest("harvest") or {}) | {"merged": [str(part) for part in runs]}
     run.complete("harvest", inputs, {key: value for key, value in harvested.items() if key not in ("stage", "inputs")})
     return run.complete(

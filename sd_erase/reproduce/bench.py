@@ -6,6 +6,7 @@ original's, of the images of the pairs) and ``bench/runs/`` (ordinary runs; the 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import re
 import shutil
@@ -20,10 +21,11 @@ from sd_erase.captions import cifar100, open_dataset
 from sd_erase.concepts import Concept, load_concepts
 from sd_erase.config import RunConfig, from_dict, override, to_dict
 from sd_erase.errors import UserError, unknown_choice
+from sd_erase.folders import locked, working_in
 from sd_erase.pairs import Pair, read_pairs
 from sd_erase.progress import NoProgress, Progress
-from sd_erase.rundir import RunDir, fingerprint, read_json, write_json_atomic, write_jsonl_atomic
-from sd_erase.stages import run_stage, write_config
+from sd_erase.rundir import RunDir, fingerprint, read_json, replacing, write_json_atomic, write_jsonl_atomic
+from sd_erase.stages import run_stage, write_config, writing
 
 if TYPE_CHECKING:
     from sd_erase.clip import Towers
@@ -61,6 +63,14 @@ class Bench:
         for spec in datasets:
             self.specs["classes" if spec.partition(":")[0] == "cifar100" else "captions"] = spec
         self._towers: dict[str, Towers] = {}
+
+    def working(self) -> contextlib.AbstractContextManager[None]:
+        """Be the one process that works in the folder; it is marked as ours.
+
+        Raises:
+            UserError: it holds what is not ours, or another process works in it.
+        """
+        return working_in(self.folder, "bench", earlier=["bench"])
 
     # data
 
@@ -153,7 +163,8 @@ class Bench:
             # the original's image embeddings are the same for every method on these pairs
             shared = self.folder / "bench" / "embeddings" / f"{side}-{fingerprint(run.pairs, self.base.source)[:8]}"
             if shared.is_dir() and not run.cache.is_dir():
-                shutil.copytree(shared, run.cache)
+                with replacing(run.cache) as copy:
+                    shutil.copytree(shared, copy)
             self._stage("train", config, run)
             gc.collect()  # accelerate's objects refer to each other, and would keep the trained model beside the next one
             if run.cache.is_dir() and not shared.is_dir():
@@ -168,7 +179,8 @@ class Bench:
         config = self.config(concepts, side, seed, settings)
         run = RunDir(self.folder / "bench" / "alone" / self._run_name(config, concepts, side))
         if run.read_manifest("train") is None:
-            write_config(config, run)
+            with locked(run.path, wait=True) if run.is_ours() else writing(config, run):  # a killed one's child may still train
+                write_config(config, run)
             command = [sys.executable, "-m", "sd_erase", "train", "--run", str(run.path)]
             done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             if done.returncode:
@@ -183,9 +195,9 @@ class Bench:
         return f"{side}-{_name(concepts)}-{_name(config.train.objective)}-seed{config.seed}-{stamp}"
 
     def _stage(self, stage: str, config: RunConfig, run: RunDir) -> None:
-        run.path.mkdir(parents=True, exist_ok=True)
-        write_config(config, run)
-        run_stage(stage, config, run, self.progress)
+        with writing(config, run):
+            write_config(config, run)
+            run_stage(stage, config, run, self.progress)
 
     def original(self) -> Towers:
         """The base's own CLIP."""
@@ -239,7 +251,8 @@ def render_scenes(side: str, folder: Path, progress: Progress) -> list[dict[str,
     with progress("rendering scenes", len(plan)) as task:
         for split, scene, captions in plan:
             name = f"images/{scene.seed:08d}.jpg"
-            world.render(scene)[0].save(folder / name, quality=95, subsampling=0)
+            with replacing(folder / name) as temporary:
+                world.render(scene)[0].save(temporary, quality=95, subsampling=0)
             rows.append({"image": name, "captions": captions, "split": split})
             task.advance()
     return rows

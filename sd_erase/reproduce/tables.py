@@ -11,6 +11,7 @@ from sd_erase.captions import cifar100
 from sd_erase.metrics import tasks
 from sd_erase.reproduce import Experiment, Recipe
 from sd_erase.reproduce.bench import Bench
+from sd_erase.rundir import replacing
 
 if TYPE_CHECKING:
     from sd_erase.clip import Towers
@@ -244,10 +245,11 @@ def save_figure(figure: Any, stem: Path) -> Path:
     """`figure` as STEM.svg (text stays text) and STEM.png; returns the SVG."""
     import matplotlib
 
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sd-erase"}):
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(stem.with_suffix(".png"), dpi=200)
+    style = {"svg.fonttype": "none", "svg.hashsalt": "sd-erase"}
+    with replacing(stem.with_suffix(".svg")) as temporary, matplotlib.rc_context(style):
+        figure.savefig(temporary, metadata={"Date": None})
+    with replacing(stem.with_suffix(".png")) as temporary:
+        figure.savefig(temporary, dpi=200)
     return stem.with_suffix(".svg")
 
 
