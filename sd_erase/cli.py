@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import json
 import re
 import sys
 import typing
@@ -23,6 +22,7 @@ from sd_erase.errors import UserError
 from sd_erase.folders import Busy
 from sd_erase.interrupts import Terminated, as_interrupts
 from sd_erase.rundir import RunDir, write_text_atomic
+from sd_erase.terminal import echo, echo_json, excepthook, one_line, rendered
 
 COUNT = click.IntRange(min=0)
 POSITIVE = click.IntRange(min=1)
@@ -195,16 +195,26 @@ class Failure(click.ClickException):
 
     exit_code = 2
 
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
 
 class Commands(click.Group):
     """A group whose commands end in a sentence, not in a traceback, where the user can do something about it."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        sys.excepthook = excepthook
+        return super().main(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with as_interrupts():
                 return super().invoke(ctx)
+        except click.UsageError as error:
+            error.message = one_line(error.message)
+            raise
         except KeyboardInterrupt as interrupt:
-            click.echo("\nInterrupted; run the same command again to resume.", err=True)
+            echo("\nInterrupted; run the same command again to resume.", err=True)
             raise click.exceptions.Exit(interrupt.exit_code if isinstance(interrupt, Terminated) else 130) from None
         except UserError as error:
             raise Failure(str(error)) from error
@@ -341,7 +351,7 @@ def working_on(config: RunConfig, run: RunDir, store: bool = True, about: dict[s
         stored = None if is_new else run.config.read_text(encoding="utf-8")
         if store and not is_new:
             write_config(config, run)
-        click.echo(f"Run {run}", err=True)
+        echo(f"Run {one_line(run)}", err=True)
         try:
             yield
         except UserError as error:
@@ -374,21 +384,17 @@ def perform(
         result = {**result, **further}
     output = output_of(stages[-1], run, result)
     if as_json:
-        print_json({"run": str(run), "output": str(output), **result})
+        echo_json({"run": str(run), "output": str(output), **result})
     else:
-        click.echo(summary(stages[-1], result))
-        click.echo(output)
+        echo(summary(stages[-1], result))
+        echo(one_line(output))
         if "prompts_file" in further:
-            click.echo(further["prompts_file"])
+            echo(one_line(further["prompts_file"]))
 
 
 def warn(result: dict[str, Any]) -> None:
     for warning in result.get("warnings", ()):
-        click.echo(f"Warning: {warning}", err=True)
-
-
-def print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False, default=str))
+        echo(f"Warning: {one_line(warning)}", err=True)
 
 
 def summary(stage: str, result: dict[str, Any]) -> str:
@@ -400,7 +406,7 @@ def summary(stage: str, result: dict[str, Any]) -> str:
 
         return render(result)
     if stage == "export":
-        return "\n".join(export_summary(file) for file in result["files"])
+        return "\n".join(one_line(export_summary(file)) for file in result["files"])
     if stage == "harvest":
         return harvest_summary(result)
     skipped = {"stage", "inputs", "warnings"}
@@ -410,7 +416,7 @@ def summary(stage: str, result: dict[str, Any]) -> str:
         for name, value in result.items()
         if isinstance(value, dict) and name not in skipped and all(isinstance(item, (int, float, str)) for item in value.values())
     ]
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def export_summary(file: dict[str, Any]) -> str:
@@ -438,7 +444,7 @@ def harvest_summary(result: dict[str, Any]) -> str:
         more = f" and {len(reasons) - 6} more" if len(reasons) > 6 else ""
         lines.append(f"{name}: {counts['train']} to train on, {counts['validation']} to validate ({shown}{more})")
         lines += [f"    {row['caption']}  [{row['reason']}]" for row in result["sample"][name]]
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def table(result: dict[str, Any]) -> str:
@@ -448,16 +454,9 @@ def table(result: dict[str, Any]) -> str:
     return as_text(render_table(result))
 
 
-def as_text(rendered: Any) -> str:
+def as_text(renderable: Any) -> str:
     """A string, or what rich makes of a renderable on this terminal."""
-    if isinstance(rendered, str):
-        return rendered
-    import rich.console
-
-    console = rich.console.Console(file=sys.stdout)
-    with console.capture() as capture:
-        console.print(rendered)
-    return capture.get().rstrip()
+    return renderable if isinstance(renderable, str) else rendered(renderable)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -620,11 +619,11 @@ def demo(as_json: bool, **flags: Any) -> None:
         result = library.demo(config, run, RichProgress())
     warn(result)
     if as_json:
-        print_json(result)
+        echo_json(result)
     else:
-        click.echo(table(result["evaluate"]))
-        click.echo(f"Text encoder for ComfyUI: {result['export']['output']}")
-        click.echo(f"Page: {result['output']}")
+        echo(table(result["evaluate"]))
+        echo(f"Text encoder for ComfyUI: {one_line(result['export']['output'])}")
+        echo(f"Page: {one_line(result['output'])}")
 
 
 @main.command("merge")
@@ -652,13 +651,13 @@ def merge_command(runs: tuple[Path, ...], run_path: Path | None, output_root: Pa
     with working_on(config, run, about=about), recorded(run, "merge", config):
         result = merge(parts, run, config, RichProgress())
     if as_json:
-        print_json({"run": str(run), "output": str(run.encoder), **result})
+        echo_json({"run": str(run), "output": str(run.encoder), **result})
     else:
-        click.echo("Relative error of hidden states, alone -> merged (0 is perfect):")
+        echo("Relative error of hidden states, alone -> merged (0 is perfect):")
         for row in result["interference"]:
             changes = ", ".join(f"{name} {row['alone'][name]:.4f} -> {row['merged'][name]:.4f}" for name in row["alone"])
-            click.echo(f"  {', '.join(row['concepts'])}: {changes}")
-        click.echo(run.encoder)
+            echo(one_line(f"  {', '.join(row['concepts'])}: {changes}"))
+        echo(one_line(run.encoder))
 
 
 @main.command("compare")
@@ -682,10 +681,10 @@ def compare_command(recipe: str, output: Path | None, as_json: bool) -> None:
     folder = output or Path("outputs") / Path(recipe).stem
     result = compare(read_recipe(recipe), folder, RichProgress())
     if as_json:
-        print_json({"output": str(folder / "comparison.md"), **result})
+        echo_json({"output": str(folder / "comparison.md"), **result})
     else:
-        click.echo(render(result))
-        click.echo(folder / "comparison.md")
+        echo(render(result))
+        echo(one_line(folder / "comparison.md"))
 
 
 class Change(click.ParamType):
@@ -770,11 +769,11 @@ def reproduce_command(
     with bench.working():
         results = [reproduce(name, bench, dict(changes), objectives, concepts) for name in asked]
     if as_json:
-        print_json({"output": str(output), "experiments": results})
+        echo_json({"output": str(output), "experiments": results})
         return
     for result in results:
-        click.echo(render(result))
-        click.echo(output / result["id"] / f"{result['id']}.md")
+        echo(render(result))
+        echo(one_line(output / result["id"] / f"{result['id']}.md"))
 
 
 @main.command("sweep")
@@ -829,10 +828,10 @@ def sweep_command(
     with bench.working():
         result = sweep(bench, " + ".join(concepts), side, dict(changes), axes, number or 0, seed)
     if as_json:
-        print_json({"output": str(output / "sweep.md"), **result})
+        echo_json({"output": str(output / "sweep.md"), **result})
     else:
-        click.echo(render(result))
-        click.echo(output / "sweep.md")
+        echo(render(result))
+        echo(one_line(output / "sweep.md"))
 
 
 @main.command("inspect")
@@ -849,14 +848,14 @@ def inspect_command(file: Path, as_json: bool) -> None:
 
     found = inspect_file(file)
     if as_json:
-        print_json(found)
+        echo_json(found)
     else:
         for name, value in found.items():
             if name == "metadata":
-                click.echo("metadata:")
+                echo("metadata:")
                 for key, item in value.items():
-                    click.echo(f"  {key}: {item if len(item) <= 200 else item[:197] + '...'}")
+                    echo(one_line(f"  {key[:200]}: {item if len(item) <= 200 else item[:197] + '...'}"))
             else:
-                click.echo(f"{name.replace('_', ' ')}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+                echo(one_line(f"{name.replace('_', ' ')}: {', '.join(map(str, value)) if isinstance(value, list) else value}"))
     if found["problems"]:
         raise Failure(f"{file} is damaged: {found['problems'][0]}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sd_erase import bases, resources
+from sd_erase import bases, markdown, resources
 from sd_erase.attacks import stage as attacks
 from sd_erase.concepts import Concept, load_concepts, read_concepts
 from sd_erase.config import AttackConfig, RunConfig, check_methods, from_dict, override, to_dict
@@ -498,18 +498,20 @@ def render(result: dict[str, Any]) -> str:
         "seconds": "",
     }  # fmt: skip
     lines = [
-        f"# {result['title']}",
+        f"# {markdown.text(result['title'])}",
         "",
-        f"Concepts: {', '.join(recipe['concepts'])}. Training seeds: {', '.join(map(str, recipe['seeds']))}. Images a prompt: "
+        f"Concepts: {markdown.text(', '.join(recipe['concepts']))}. Training seeds: {', '.join(map(str, recipe['seeds']))}. Images a prompt: "
         + ", ".join(f"{name} {number}" for name, number in recipe["images"].items())
         + ". Wilson 95 % intervals over all images; in brackets the lowest and highest seed.",
         "",
-        "| method | " + " | ".join(title for title, _ in COLUMNS) + " |",
-        "| --- " * (len(COLUMNS) + 1) + "|",
-        "| original | " + " | ".join(first[key] for _, key in COLUMNS) + " |",
+        *markdown.table(
+            ["method", *(title for title, _ in COLUMNS)],
+            [
+                ["original", *(first[key] for _, key in COLUMNS)],
+                *([row["method"], *(_cell(row[key], key) for _, key in COLUMNS)] for row in result["rows"]),
+            ],
+        ),
     ]
-    for row in result["rows"]:
-        lines.append(f"| {row['method']} | " + " | ".join(_cell(row[key], key) for _, key in COLUMNS) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, resources
+from sd_erase import bases, markdown, resources
 from sd_erase.concepts import Concept, all_cards, read_concepts
 from sd_erase.config import RunConfig
 from sd_erase.detection import BATCH_SIZE, Detection, Detector, load_detector
@@ -324,15 +324,6 @@ def render_table(result: dict[str, Any]) -> Any:
     return table
 
 
-def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(headers), line(["---"] * len(headers)), *(line(row) for row in rows)]
-
-
 def render_markdown(result: dict[str, Any]) -> str:
     """The rates, what is in the images beyond the named objects, and the counts of each prompt, as Markdown."""
     sides = list(result["surplus"])
@@ -353,24 +344,24 @@ def render_markdown(result: dict[str, Any]) -> str:
         return ", ".join(f"{name} {' → '.join(str(value) for value in each.values())}" for name, each in counts.items()) or "–"
 
     lines = [
-        f"# Detection rate before and after erasing {', '.join(result['concepts'])}",
+        f"# Detection rate before and after erasing {markdown.text(', '.join(result['concepts']))}",
         "",
-        *(f"> {warning}\n" for warning in result["warnings"]),
-        *markdown_table(HEADERS, (_cells(row) for row in result["rows"])),
+        *(f"> {markdown.sentence(warning)}\n" for warning in result["warnings"]),
+        *markdown.table(HEADERS, (_cells(row) for row in result["rows"])),
         "",
-        _caption(result) + ".",
+        markdown.text(_caption(result)) + ".",
         "Intervals: Wilson, 95 %. p: McNemar's exact test over pairs from the same prompt, seed and noise; the line of all "
         "others counts each named object of an image, which are not independent of one another.",
         "",
         "## Beyond the named objects",
         "",
-        *markdown_table(["", *(side.capitalize() for side in sides)], ([name, *values] for name, values in beyond)),
+        *markdown.table(["", *(side.capitalize() for side in sides)], ([name, *values] for name, values in beyond)),
         "",
         "## Each prompt",
         "",
         f"Images in which an object was found ({' → '.join(sides)}).",
         "",
-        *markdown_table(
+        *markdown.table(
             ["Prompt", "Images", "Erased concept", "Other named objects"],
             ([row["prompt"], str(row["images"]), found(row["targets"]), found(row["others"])] for row in result["per_prompt"]),
         ),

@@ -179,6 +179,8 @@ def _check_entry(name: str, entry: Any) -> None:
     shown = repr(name[:80])
     if len(name) > MAX_NAME:
         raise ValueError(f"tensor {shown}... has a name of {len(name)} characters")
+    if not name.isprintable():  # the libraries print names as they are
+        raise ValueError(f"tensor {shown} has control characters in its name")
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise ValueError(f"tensor {shown} lacks its dtype, shape or data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

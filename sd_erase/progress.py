@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
+from sd_erase.terminal import one_line
+
 
 class Task(Protocol):
     """A piece of work that is under way."""
@@ -39,19 +41,19 @@ class RichProgress:
     """
 
     def __init__(self, console: Any = None):
-        from rich.console import Console
+        from sd_erase import terminal
 
-        self.console = console or Console(stderr=True)
+        self.console = console or terminal.console(stderr=True)
 
     @contextmanager
     def __call__(self, description: str, total: int | None = None) -> Iterator[Task]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = (
-            TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+            TextColumn("{task.description:<24}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
         )  # fmt: skip
         with Progress(*columns, console=self.console) as bars:
-            yield _RichTask(bars, bars.add_task(description, total=total))
+            yield _RichTask(bars, bars.add_task(one_line(description), total=total))
 
 
 class _RichTask:

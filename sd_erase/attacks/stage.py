@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, resources
+from sd_erase import bases, markdown, resources
 from sd_erase.attacks.prefix import encode_images, random_prefixes, search
 from sd_erase.concepts import read_concepts
 from sd_erase.config import AttackConfig, RunConfig
@@ -21,7 +21,7 @@ from sd_erase.detection import Detector
 from sd_erase.drawing import Settings
 from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError
-from sd_erase.evaluation import detect_files, detector_of, markdown_table, percent
+from sd_erase.evaluation import detect_files, detector_of, percent
 from sd_erase.images import draw
 from sd_erase.metrics.rates import share
 from sd_erase.progress import NoProgress, Progress
@@ -249,13 +249,13 @@ def render(result: dict[str, Any]) -> str:
         for arm in ARMS
     ]
     lines = [
-        f"# Words before the prompt that bring {result['concepts']} back",
+        f"# Words before the prompt that bring {markdown.text(result['concepts'])} back",
         "",
-        *markdown_table(["Encoder", "Prompt", "Images with it", "Prompts with one or more"], table),
+        *markdown.table(["Encoder", "Prompt", "Images with it", "Prompts with one or more"], table),
         "",
         f"{result['prompts']} prompts, {result['images_per_prompt']} images each; {result['tokens']} words, {result['steps']} steps of "
-        f"{result['candidates']} candidates, {result['seconds']:.1f} s a prompt; detector {result['detector']['name']}. Intervals: "
+        f"{result['candidates']} candidates, {result['seconds']:.1f} s a prompt; detector {markdown.text(result['detector']['name'])}. Intervals: "
         "Wilson, 95 %.",
-        *(f"\n> {warning}" for warning in result["warnings"]),
+        *(f"\n> {markdown.sentence(warning)}" for warning in result["warnings"]),
     ]
     return "\n".join(lines) + "\n"

@@ -20,6 +20,7 @@ from sd_erase.errors import UserError
 from sd_erase.metrics.verdicts import GONE_RATE, KEPT_SHARE, judge_others, judge_target, percent
 from sd_erase.report.figures import curves, image_pairs
 from sd_erase.rundir import RunDir, fingerprint, write_json_atomic, write_text_atomic
+from sd_erase.terminal import printable
 
 STAGE = "report"
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -91,8 +92,10 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
         "gone_rate": GONE_RATE,
         "kept_share": KEPT_SHARE,
     }
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = percent
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
+    environment.filters |= {"percent": percent, "python": repr}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(context)
     run.reopen(STAGE)
     write_text_atomic(run.report / "report.html", page)
@@ -107,6 +110,11 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
     write_json_atomic(run.report / "report.json", summary)
     kept = {"gone": gone.answer, "broken": broken.answer, "pairs_shown": summary["pairs_shown"], "bytes": summary["bytes"]}
     return run.complete(STAGE, fingerprint(manifests, __version__), {**kept, "warnings": warnings})
+
+
+def _shown(value: Any) -> Any:
+    """What the page shows of `value`: no control character, nor one that turns the direction of what follows."""
+    return printable(value) if type(value) is str else value
 
 
 def _day(time: str) -> str:

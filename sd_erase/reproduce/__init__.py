@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sd_erase import catalog, resources
+from sd_erase import catalog, markdown, resources
 from sd_erase.config import check_methods
 from sd_erase.errors import UserError
 from sd_erase.reproduce.bench import Bench
@@ -181,24 +181,23 @@ def _settings(recipe: Recipe) -> list[str]:
 
 def render(result: dict[str, Any]) -> str:
     """An experiment as Markdown: ours, then the paper's rows, the figures and the notes."""
-    lines = [f"# {result['title']}", "", f"Measured on base {result['base']} (`sd-erase reproduce {result['id']}`)."]
+    lines = [f"# {markdown.text(result['title'])}", "", f"Measured on base {markdown.text(result['base'])} (`sd-erase reproduce {result['id']}`)."]
     if result["rows"]:
         lines += ["", *markdown_table(result["columns"], result["rows"])]
     if result["paper"]:
         lines += ["", "As the paper prints it:", "", *markdown_table(result["columns"], result["paper"])]
     for figure in result["figures"]:
-        lines += ["", f"![{result['title']}]({figure})"]
+        lines += ["", f"![{markdown.text(result['title'])}]({figure})"]
     for title, entries in (("How it was measured", result["notes"]), ("Where it differs from the paper", result["differs"])):
         if entries:
-            lines += ["", f"{title}:", "", *(f"- {entry}" for entry in entries)]
+            lines += ["", f"{title}:", "", *(f"- {markdown.sentence(entry)}" for entry in entries)]
     return "\n".join(lines) + "\n"
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:
     """The lines of a Markdown table; columns that no row fills are left out."""
     shown = [column for column in columns if any(row.get(column) is not None for row in rows)]
-    head = ["| " + " | ".join(shown) + " |", "| --- " * len(shown) + "|"]
-    return head + ["| " + " | ".join(_cell(row.get(column)) for column in shown) + " |" for row in rows]
+    return markdown.table(shown, ([_cell(row.get(column)) for column in shown] for row in rows))
 
 
 def _cell(value: Any) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sd_erase import markdown
 from sd_erase.errors import UserError
 from sd_erase.reproduce import Recipe, markdown_table
 from sd_erase.reproduce.bench import Bench
@@ -165,7 +166,7 @@ def render(result: dict[str, Any]) -> str:
             {axis["setting"]: f"{row[axis['setting']]:g}" for axis in result["axes"] if isinstance(row[axis["setting"]], float)}
         )
     rows.append({"pareto": "original", **result["original"]})
-    lines = [f"# Sweep: {result['concepts']}", "", "On the validation split, in percent; best sum first.", ""]
+    lines = [f"# Sweep: {markdown.text(result['concepts'])}", "", "On the validation split, in percent; best sum first.", ""]
     return "\n".join([*lines, *markdown_table(list(rows[0]), rows), "", "![Pareto plot](sweep.svg)"]) + "\n"
 
 
