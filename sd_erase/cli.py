@@ -483,8 +483,9 @@ def main() -> None:
     metavar="FILE",
     help="Also write captions that no pair contains, to generate.",
 )
+@click.option("--force", is_flag=True, help="Let --write-prompts replace a file that it did not write.")
 @settings(*CONCEPT, *section("harvest"))
-def harvest(as_json: bool, write_prompts: Path | None, prompts_count: int, **flags: Any) -> None:
+def harvest(as_json: bool, write_prompts: Path | None, prompts_count: int, force: bool, **flags: Any) -> None:
     """Gather captions with the concept (to forget) and without it (to retain).
 
     \b
@@ -500,7 +501,12 @@ def harvest(as_json: bool, write_prompts: Path | None, prompts_count: int, **fla
 
         return {} if write_prompts is None else pairs.write_prompts(config, run, write_prompts, prompts_count, progress)
 
-    perform(("harvest",), *begin(flags, "harvest"), as_json, more=write)
+    config, run = begin(flags, "harvest")
+    if write_prompts is not None:
+        from sd_erase.pairs import check_prompts_file
+
+        check_prompts_file(config, run, write_prompts, force)
+    perform(("harvest",), config, run, as_json, more=write)
 
 
 @main.command()

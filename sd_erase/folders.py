@@ -150,8 +150,8 @@ def check_new_file(path: Path, force: bool, own: bool = False, protected: Mappin
         place = place.expanduser().resolve()
         if target == place or (place in target.parents and (place.is_dir() or target.exists())):
             raise UserError(f"{path} belongs to {what}, which stays as it is: name another file.")
-    if target.is_dir():
-        raise UserError(f"{path} is a folder: name a file in it.")
+    if target.exists() and not target.is_file():
+        raise UserError(f"{path} is no file: name one, in a folder that you may write to.")
     if target.exists() and not (force or own):
         raise UserError(f"{path} exists and sd-erase did not write it: name another file, or pass --force to replace it.")
 

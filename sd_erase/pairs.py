@@ -20,18 +20,18 @@ import time
 import warnings
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, catalog, concepts, resources
+from sd_erase import bases, catalog, concepts, folders, resources
 from sd_erase.captions import Caption, choose_dataset, open_dataset, synthetic
 from sd_erase.concepts import TOKEN, Concept, Match, Matcher
 from sd_erase.config import to_dict
 from sd_erase.errors import UserError
 from sd_erase.progress import NoProgress
-from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_jsonl_atomic, write_text_atomic
+from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_jsonl_atomic
 
 if TYPE_CHECKING:
     from sd_erase.config import RunConfig
@@ -669,6 +669,35 @@ def _no_match(concept: Concept, captions: Iterable[Caption], dataset: str) -> Us
     )
 
 
+def _lines_hash(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def check_prompts_file(config: RunConfig, run: RunDir, path: Path, force: bool) -> None:
+    """Whether `write_prompts` may write to `path`: a new file, one that it wrote and nobody changed, or any other with `force`.
+
+    Raises:
+        UserError: somebody else's file without `force`; one of the run's or of the data set's, or what is no file, in any case.
+    """
+    if path.suffix.lower() in (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".yaml", ".yml"):
+        raise UserError(f"{path}: prompts are written as text, one a line, and would not be read back: name a .txt file.")
+    if run.owns(path):
+        raise UserError(f"{path} is one of the files of run {run}, which stay as they are: name another file.")
+    source = config.harvest.dataset.partition(":")[2]
+    protected = {Path(source): f"the data set {config.harvest.dataset}"} if source else {}
+    protected |= {Path(config.concept_file): "the concept's card"} if config.concept_file else {}
+    folders.check_new_file(path, force, _is_ours(path), protected)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether `write_prompts` wrote a file, by the hash of its lines that its first line states."""
+    try:
+        head, *lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return False
+    return head.startswith("# ") and head.endswith(f"; lines {_lines_hash(lines)})")
+
+
 def write_prompts(config: RunConfig, run: RunDir, path: Path, count: int, progress: Progress | None = None) -> dict[str, Any]:
     """Write `count` captions that name the run's concepts and that no pair contains, one a line, for `generate`.
 
@@ -714,8 +743,9 @@ def write_prompts(config: RunConfig, run: RunDir, path: Path, count: int, progre
             f"Every caption of {dataset} that names {_list(selected)} is in the run's pairs: lower --max-forget, "
             "or pass a larger data set."
         )
-    head = f"# {_list(selected)}: held-out captions of {dataset}, in none of the pairs (seed {config.seed})\n"
-    write_text_atomic(path, head + "\n".join(lines) + "\n")
+    head = f"# {_list(selected)}: held-out captions of {dataset}, in none of the pairs (seed {config.seed}; lines {_lines_hash(lines)})"
+    with folders.publishing(path.expanduser()) as temporary:
+        temporary.write_text("\n".join([head, *lines, ""]), encoding="utf-8")
     few = f"Only {len(lines)} of {count} prompts could be written: the data set has no more captions that no pair contains."
     return {"prompts": len(lines), "prompts_file": str(path), "warnings": [few] if len(lines) < count else []}
 

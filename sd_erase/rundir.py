@@ -83,6 +83,11 @@ def now() -> str:
 
 
 KIND = "run"
+# what the stages keep in a run's folder
+OWN = re.compile(
+    r"config\.yaml|run\.json|concepts\.json|(pairs|missing)\.jsonl|metrics(-\w+)?\.jsonl|clip\.safetensors|probes(\.json)?|data|cache"
+    r"|checkpoints|encoder|images|detections|attacks|report|export|manifests|measures|\.sd-erase.*"
+)
 
 
 def _free(root: Path, stem: str) -> Path:
@@ -264,6 +269,14 @@ class RunDir:
             return f" (pid {record['pid']} on {record['host']}{', ' + running[-1] if running else ''})"
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return ""
+
+    def owns(self, path: Path) -> bool:
+        """Whether `path` is, or would be, one of the files that the stages keep here; what else lies in the folder is the user's."""
+        try:
+            first, *_ = path.expanduser().resolve().relative_to(self.path.resolve()).parts
+        except ValueError:  # outside, or the folder itself
+            return path.expanduser().resolve() == self.path.resolve()
+        return bool(OWN.fullmatch(first))
 
     def discard(self, folder_too: bool) -> None:
         """Remove what a run begins with, and nothing else; the folder itself only where it is empty then."""

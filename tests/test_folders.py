@@ -169,6 +169,62 @@ def test_scenes_are_rendered_into_no_folder_of_others(work: Path) -> None:
     assert len(contents(work)) == 1
 
 
+@pytest.fixture
+def captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of a harvest from a small data set of text in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"caption": f"a bicycle beside {number} houses"} for number in range(40)]
+    rows += [{"caption": f"a dog and {number} cats"} for number in range(40)]
+    write_jsonl_atomic(tmp_path / "captions.jsonl", rows)
+    return ["harvest", "--concept", "bicycle", "--dataset", "jsonl:captions.jsonl", "--max-forget", "20", "-n", "5", "--json"]
+
+
+def test_prompts_are_written_over_no_other_file(captions: list[str], tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("three years")
+    before = contents(tmp_path)
+    result = invoke(*captions, "--write-prompts", "thesis.txt")
+    assert result.exit_code == 2 and "pass --force" in result.stderr
+    for name in ("captions.jsonl", "captions.csv", ".", "/dev/null"):
+        assert invoke(*captions, "--write-prompts", name, "--force").exit_code == 2
+    assert contents(tmp_path) == before and not (tmp_path / "outputs").exists()
+    assert invoke(*captions, "--write-prompts", "thesis.txt", "--force").exit_code == 0
+    assert len((tmp_path / "thesis.txt").read_text().splitlines()) == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.jsonl", "outputs", "thesis.txt"]
+
+
+def test_prompts_never_hit_the_run_s_files_and_replace_their_own_only_unchanged(captions: list[str], tmp_path: Path) -> None:
+    run = ["--run", "run", "--write-prompts"]
+    assert invoke(*captions, *run, "held.txt").exit_code == 0
+    before = contents(tmp_path)
+    for name in (
+        "run/pairs.jsonl",
+        "run/config.yaml",
+        "run/data/x.txt",
+        "run/manifests/harvest.json",
+        "run/.sd-erase.json",
+        "run",
+    ):
+        assert invoke(*captions, *run, name, "--force").exit_code == 2
+    assert contents(tmp_path) == before
+    assert invoke(*captions, *run, "held.txt").exit_code == 0  # its own, as it was written
+    assert invoke(*captions, *run, "run/held.txt").exit_code == 0
+    edited = (tmp_path / "held.txt").read_text() + "a bicycle of mine\n"
+    (tmp_path / "held.txt").write_text(edited)
+    assert "pass --force" in invoke(*captions, *run, "held.txt").stderr
+    assert (tmp_path / "held.txt").read_text() == edited
+
+
+def test_no_file_of_a_data_set_in_a_folder_is_hit(captions: list[str], tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("bicycle", "dog"):
+        (tmp_path / "photos" / f"{name}.txt").write_text(f"a {name}\n")
+    before = contents(tmp_path)
+    asked = ["harvest", "--concept", "bicycle", "--dataset", "folder:photos", "--force", "--write-prompts"]
+    for name in ("photos/bicycle.txt", "photos/new.txt"):
+        assert "belongs to the data set" in invoke(*asked, name).stderr
+    assert contents(tmp_path) == before
+
+
 # --- how a file and a folder get their names ----------------------------------------------------------------------------------
 
 
