@@ -78,6 +78,7 @@ FLAGS: dict[str, Flag] = {
     "concepts": Flag("Concept to erase, such as bicycle; repeatable.", name="--concept", metavar="NAME"),
     "concept_file": Flag("YAML card of a concept of your own (words, synonyms, senses to spare).", metavar="FILE"),
     "kind": Flag("What the concept is, where no card says so.", click.Choice(["object", "style", "person", "nudity"])),
+    "exact": Flag("Erase the names as they are written, even where one is near a card's."),
     "anchor": Flag("Phrase that takes the concept's place; '' removes the phrase. By default the card's.", metavar="PHRASE"),
     "base": Flag(f"Model to erase from: {', '.join(BASES)}, a diffusers folder, a .safetensors file or a hub id."),
     "seed": Flag("Seed of everything random.", COUNT),
@@ -138,7 +139,7 @@ FLAGS: dict[str, Flag] = {
     "export.pipeline": Flag("With diffusers: write the complete pipeline, not the encoders alone."),
     "export.force": Flag("Write a LoRA that loses much, or replace a checkpoint's own, different encoder."),
 }
-CONCEPT = ("concepts", "concept_file", "kind", "anchor")
+CONCEPT = ("concepts", "concept_file", "kind", "exact", "anchor")
 COMMON = ("base", "seed", "device")
 
 

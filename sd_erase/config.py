@@ -97,6 +97,7 @@ class RunConfig:
     concepts: tuple[str, ...] = ()
     concept_file: str = ""
     kind: str = "object"
+    exact: bool = False  # take a name that looks misspelt as it is
     anchor: str | None = None  # None: the card's, or chosen by CLIP; "": remove the phrase
     base: str = "pocket"
     seed: int = 0

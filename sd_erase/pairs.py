@@ -402,7 +402,7 @@ def _first_pass(
         if not tokens:
             statistics["empty"] += 1
             continue
-        uses = [(concept, matches) for concept, matches, _ in matcher.scan(caption.text, tokens) if matches]
+        uses = [(concept, matches) for concept, matches, _ in matcher.scan(caption.text) if matches]
         if caption.split not in _HELD_OUT and split:
             splits[split] += 1
         if not uses:
@@ -457,14 +457,14 @@ def _second_pass(
         if _image_number(caption) in forgotten_images:
             statistics["captions_of_forgotten_images"] += 1
             continue
-        spared = next((uses for _, _, uses in matcher.scan(caption.text, tokens) if uses), None)
+        spared = next((uses for _, _, uses in matcher.scan(caption.text) if uses), None)
         if spared:
             kind, stratum, reason = "spared", spared[0].text.lower(), spared[0].reason
             # strata are bounded: "orange shirt", "orange hat" and a thousand more share the places that are left
             if ("spared", stratum, "") not in samples and sum(key[0] == "spared" for key in samples) >= 64:
                 stratum = ""
         else:
-            near = next((concept for concept, matches, _ in neighbour_matcher.scan(caption.text, tokens) if matches), None)
+            near = next((concept for concept, matches, _ in neighbour_matcher.scan(caption.text) if matches), None)
             if near is not None:
                 kind, stratum, reason = "neighbour", near.name, f"neighbour: {near.name}"
             else:
@@ -729,7 +729,7 @@ def write_prompts(config: RunConfig, run: RunDir, path: Path, count: int, progre
                 caption.image_key in used_images or text in used_texts or caption.text.startswith("#")
             ):  # a comment in a prompts file
                 continue
-            for concept, matches, _ in matcher.scan(caption.text, tokens):
+            for concept, matches, _ in matcher.scan(caption.text):
                 if matches:
                     own = 0 if caption.split in _HELD_OUT else 1
                     samples[concept.name, own].offer(_Candidate(caption, concept.name, (), ""), text)

@@ -78,7 +78,7 @@ def test_a_concept_is_found_in_all_its_words_and_inflections(name: str, caption:
         ("cat", "cattle and a catalog in a location"),
         ("apple", "a pineapple and an applet"),
         ("tie", "a necktied man unties"),
-        ("bicycle", "bicyclist, a_bicycle, motorbikes"),
+        ("bicycle", "bicyclist, a_motorbicycle, motorbikes"),
         ("man", "a woman, mannequins and a manual"),
     ],
 )
@@ -233,8 +233,7 @@ def test_the_quick_tests_before_the_expressions_change_no_result() -> None:
     cards = list(all_cards().values())
     matcher = Matcher(cards)
     for caption in captions:
-        tokens = TOKEN.findall(caption.lower())
-        quick = {concept.name: (matches, uses) for concept, matches, uses in matcher.scan(caption, tokens)}
+        quick = {concept.name: (matches, uses) for concept, matches, uses in matcher.scan(caption)}
         slow = {}
         for concept in cards:
             bare = dataclasses.replace(concept, spared=())

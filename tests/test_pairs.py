@@ -442,7 +442,7 @@ def test_no_caption_left_for_prompts_is_told(tmp_path: Path) -> None:
 def test_an_unknown_concept_lists_the_nearest_words_of_the_data_set(tmp_path: Path) -> None:
     dataset = jsonl(tmp_path, text_rows("A bicycle by a wall.", "Two bicycles.", "A dog."))
     with pytest.raises(UserError, match="'bycicle' is named by no caption .* nearest words it has are bicycle, bicycles"):
-        harvest(settings(dataset, "bycicle"), RunDir(tmp_path / "run"))
+        harvest(dataclasses.replace(settings(dataset, "bycicle"), exact=True), RunDir(tmp_path / "run"))
     with pytest.raises(UserError, match="it has no word like it"):
         harvest(settings(dataset, "xylophone"), RunDir(tmp_path / "run"))
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase.concepts.inflection import NUMBERS_FILE, inflected, inflections
-from sd_erase.concepts.matching import Concept, names
-from sd_erase.concepts.spared import counted_part, parts_of
-from sd_erase.concepts.text import TOKEN
+from sd_erase.concepts.matching import Concept, Matcher, names
+from sd_erase.concepts.phrases import MAX_PHRASE, entries_of, phrase_of, shown
+from sd_erase.concepts.spared import check_entry, counted_part, parts_of
+from sd_erase.concepts.text import TOKEN, label_form, plain
 from sd_erase.errors import UserError, unknown_choice
 
 CARDS_FOLDER = Path(__file__).parents[1] / "cards"
@@ -41,62 +42,50 @@ _NEIGHBOURS = {
                "a woman in a swimsuit", "a statue"),
 }  # fmt: skip
 _NUDITY_WORDS = ("nudity", "nude", "nudes", "naked", "topless", "bare-chested", "bare-breasted", "unclothed", "undressed")
+_FIELDS = [field.name for field in dataclasses.fields(Concept)]
+_LISTS = ("words", "synonyms", "spared", "neighbours", "labels", "templates")
 
 
 def normal_name(name: str) -> str:
-    return " ".join(re.split(r"[\s_\-]+", name.strip().lower())).strip()
+    """A concept's name as cards, runs and settings call it: ``hatsune_miku`` is ``hatsune miku``."""
+    return " ".join(re.split(r"[\s\-]+", plain(name).lower())).strip()
 
 
-def from_card(values: dict[str, Any], where: str) -> Concept:
-    """A resolved concept from the mapping of a card."""
-    fields = [field.name for field in dataclasses.fields(Concept)]
+def from_card(values: Any, where: str) -> Concept:
+    """A resolved concept from the mapping of a card.
+
+    Raises:
+        UserError: an unknown key, or a value that is not what the key asks for.
+    """
     if not isinstance(values, dict):
-        raise UserError(f"{where} must be a mapping of a card's keys ({', '.join(fields)}), not {values!r}.")
-    lists: dict[str, tuple[str, ...]] = {}
-    for key, value in values.items():
-        if key not in fields:
-            raise unknown_choice(f"{where}: key", key, fields)
-        if key in ("name", "kind", "anchor"):
-            if not isinstance(value, str) and not (key == "anchor" and value is None):
-                raise UserError(f"{where}: {key} must be text, not {value!r}.")
-            continue
-        items = [value] if isinstance(value, str) else value or []
-        if not isinstance(items, list) or not all(isinstance(item, str) and TOKEN.search(item) for item in items):
-            raise UserError(f'{where}: {key} must be a list of words, not {value!r} (quote words such as "no").')
-        lists[key] = tuple(" ".join(item.replace("\u2019", "'").split()) for item in items)  # captions are folded likewise
-    name = normal_name((values.get("name") or "").replace("\u2019", "'"))
-    if not TOKEN.search(name):
+        raise UserError(f"{where} must be a mapping of a card's keys ({', '.join(_FIELDS)}), not {shown(values)}.")
+    for key in values:
+        if key not in _FIELDS:
+            raise unknown_choice(f"{where}: key", shown(key).strip("'"), _FIELDS)
+    for key in ("name", "kind", "anchor"):
+        if key in values and not isinstance(values[key], str) and not (key == "anchor" and values[key] is None):
+            raise UserError(f"{where}: {key} must be text, not {shown(values[key])}: write it in quotes.")
+    if not TOKEN.search(values.get("name") or ""):
         raise UserError(f"{where} has no name: add `name: ...`.")
+    written = phrase_of(values["name"], f"{where}: name", "give each a card of its own: {}")
     kind = values.get("kind", "object")
     if kind not in KINDS:
-        raise unknown_choice(f"{where}: kind", kind, KINDS)
-    inflects = kind == "object"
+        raise unknown_choice(f"{where}: kind", shown(kind).strip("'"), KINDS)
+    lists = {key: _list(values[key], f"{where}: {key}", key) for key in _LISTS if key in values}
 
     def spread(phrases: Iterable[str]) -> tuple[str, ...]:
-        lower = [" ".join(phrase.lower().split()) for phrase in phrases]
-        return tuple(dict.fromkeys(form for phrase in lower for form in (inflections(phrase) if inflects else (phrase,))))
+        lower = [phrase.lower() for phrase in phrases]
+        return tuple(dict.fromkeys(form for phrase in lower for form in (inflections(phrase) if kind == "object" else (phrase,))))
 
-    words = tuple(word.lower() for word in lists.get("words", ())) or spread([name])
+    words = tuple(word.lower() for word in lists.get("words", ())) or spread([written])
     synonyms = spread(lists.get("synonyms", _NUDITY_WORDS if kind == "nudity" else ()))
-    for entry in lists.get("spared", ()):
-        misplaced = entry.count("+") > 1 or re.search(
-            r"^(\+|unless\b)|(\+|\bunless)$| unless .*(\+| unless )|\+\s*unless\b", entry
-        )
-        if entry.count("{") != entry.count("}") or misplaced:
-            raise UserError(
-                f"{where}: spared phrase {entry!r} has an unmatched brace, or a misplaced + or unless: write "
-                "`word + {other|words} unless {these}`."
-            )
-    for template in lists.get("templates", ()):
-        if template.count("{}") != 1 or re.search("[{}]", template.replace("{}", "")):
-            raise UserError(f"{where}: template {template!r} must hold {{}} once: write `a photo of a {{}}`.")
     concept = Concept(
-        name=name,
+        name=normal_name(written),
         kind=kind,
         words=words,
         synonyms=tuple(form for form in synonyms if form not in words),
-        spared=tuple(entry.lower() for entry in lists.get("spared", ())),
-        anchor=values.get("anchor", _ANCHORS.get(kind)),
+        spared=lists.get("spared", ()),
+        anchor=anchor_of(values.get("anchor", _ANCHORS.get(kind)), f"{where}: anchor"),
         neighbours=tuple(neighbour.lower() for neighbour in lists.get("neighbours", ())),
         labels=lists.get("labels", ()),
         templates=lists.get("templates", TEMPLATES[kind]),
@@ -104,6 +93,61 @@ def from_card(values: dict[str, Any], where: str) -> Concept:
     if "neighbours" in lists or kind not in _NEIGHBOURS:
         return concept
     return dataclasses.replace(concept, neighbours=tuple(name for name in _NEIGHBOURS[kind] if not names(concept, name)))
+
+
+def anchor_of(anchor: str | None, where: str) -> str | None:
+    """An anchor as it is kept; "" removes the concept's words, None leaves the choice to CLIP.
+
+    Raises:
+        UserError: it is several phrases, or none.
+    """
+    return anchor if not anchor else phrase_of(anchor, where, "an anchor is one phrase: choose one of {}")
+
+
+def _list(value: Any, where: str, key: str) -> tuple[str, ...]:
+    """The entries under `key` of a card, checked, as they are kept."""
+    is_sentence = key in ("spared", "templates")  # in which a comma may stand
+    entries = entries_of([value] if is_sentence and isinstance(value, str) else value, where)
+    if key == "labels":
+        return tuple(dict.fromkeys(label_form(entry) for entry in entries))
+    if key == "spared":
+        return tuple(check_entry(entry, where.replace("spared", "spared phrase")) for entry in entries)
+    if key == "templates":
+        return tuple(_template(entry, where.replace("templates", "template")) for entry in entries)
+    return tuple(phrase_of(entry, f"{where}: entry", f"write each as an entry of its own, {key}: [{{}}]") for entry in entries)
+
+
+def _template(template: str, where: str) -> str:
+    """A template as it is kept."""
+    if len(template) > MAX_PHRASE:
+        raise UserError(f"{where} {shown(template)} has {len(template):,} characters: write {MAX_PHRASE} at most.")
+    if template.count("{}") != 1 or re.search("[{}]", template.replace("{}", "")):
+        raise UserError(
+            f"{where} {shown(template)} must hold {{}} once: write `a photo of a {{}}`, and several as a list: [..., ...]."
+        )
+    return " ".join(template.split())
+
+
+def own_card(values: Any, where: str) -> Concept:
+    """A resolved concept from a card of the user's own.
+
+    Raises:
+        UserError: as `from_card`; or it spares all its own words, or retains one of them as a neighbour.
+    """
+    concept = from_card(values, where)
+    always_spared = not any(entry.unless for entry in concept.spared_entries)
+    if always_spared and not any(concept.find(phrase) for phrase in concept.phrases):
+        raise UserError(
+            f"{where} spares the words of {concept.name!r} themselves ({', '.join(map(shown, concept.spared[:3]))}), so that no caption "
+            "would name it: spare longer phrases."
+        )
+    matcher = Matcher([concept])
+    for neighbour in concept.neighbours:
+        if any(matches for _, matches, _ in matcher.scan(neighbour)):
+            raise UserError(
+                f"{where}: neighbour {neighbour!r} is to be retained, but it names {concept.name!r}, which is to be erased: remove it."
+            )
+    return concept
 
 
 def read_yaml(path: Path) -> Any:
@@ -118,13 +162,16 @@ def read_yaml(path: Path) -> Any:
 
 @functools.cache
 def packaged_card(name: str) -> Concept | None:
-    """The card that ships for `name` (a word of the concept in any inflection), or None."""
+    """The card that ships for `name` (a word of the concept in any inflection), or None.
+
+    A card that spares the name ("glasses" in the card of the vessel) is another thing's.
+    """
     name = normal_name(name)
     path = CARDS_FOLDER / f"{name.replace(' ', '_')}.yaml"
-    if re.fullmatch(r"[\w ]+", name) and path.is_file():
+    if re.fullmatch(r"[a-z ]+", name) and path.is_file():
         return from_card(read_yaml(path), f"Card {path.name}")
     # "apples" and "busses" name the card whose word they are
-    return next((card for card in all_cards().values() if name in card.words), None)
+    return next((card for card in all_cards().values() if name in card.words and card.find(name)), None)
 
 
 @functools.cache
@@ -143,14 +190,13 @@ def concept_named(name: str, kind: str = "object") -> Concept:
     """The card of `name`, or a concept of that name alone with its inflections.
 
     Raises:
-        UserError: the name holds no word, or `kind` is unknown.
+        UserError: the name is no phrase, or `kind` is unknown.
     """
     if kind not in KINDS:
         raise unknown_choice("Concept kind", kind, KINDS)
-    if not TOKEN.search(name):
-        raise UserError(f"Concept {name!r} holds no word: pass a name such as bicycle.")
+    phrase_of(name, "Concept", "pass each with a --concept of its own: {}")
     card = packaged_card(name)
-    return card if card is not None else from_card({"name": name, "kind": kind}, f"Concept {name!r}")
+    return card if card is not None else from_card({"name": name, "kind": kind}, f"Concept {shown(name)}")
 
 
 def write_numbers() -> dict[str, list[str]]:

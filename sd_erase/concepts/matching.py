@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sd_erase.concepts.spared import Spared, compile_spared
-from sd_erase.concepts.text import LEFT, RIGHT, TOKEN, closed, fold, literal
+from sd_erase.concepts.text import TOKEN, Folded, bounded, closed, fold, folded, keys, literal
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,15 @@ class Concept:
 
     @functools.cached_property
     def triggers(self) -> frozenset[str]:
-        """Words of which a matching caption holds at least one: a quick test before the expression is run."""
-        return frozenset(
-            word for phrase in self.phrases for word in (max(TOKEN.findall(phrase), key=len), closed(phrase)) if word
-        )
+        """Words of which a matching caption holds at least one (none: cannot be told): a quick test before the expression is run."""
+        found = [keys(form) for phrase in self.phrases for form in (phrase, closed(phrase)) if form]
+        return frozenset().union(*found) if all(found) else frozenset()
 
     @functools.cached_property
     def _pattern(self) -> re.Pattern[str]:
         longest_first = sorted(self.phrases, key=lambda phrase: (-len(phrase), phrase))
-        forms = (form for phrase in longest_first for form in (literal(phrase), closed(phrase)) if form)
-        return re.compile(f"{LEFT}(?:{'|'.join(forms)}){RIGHT}")
+        forms = [(phrase, form) for phrase in longest_first for form in (literal(phrase), closed(phrase)) if form]
+        return re.compile(bounded(forms))
 
     @functools.cached_property
     def spared_entries(self) -> tuple[Spared, ...]:
@@ -61,49 +60,49 @@ class Concept:
 
     @functools.cached_property
     def _spared_by_word(self) -> dict[str, list[int]]:
-        """Word -> the entries of `spared_entries` that need it, each under its piece that is rarest in the concept's captions."""
+        """Word -> the entries of `spared_entries` that need it, each under its piece that is rarest in the concept's captions.
+
+        Under "" stand those of which that cannot be told.
+        """
         index: dict[str, list[int]] = {}
         for position, entry in enumerate(self.spared_entries):
             rare = min(entry.needed, key=lambda words: (bool(words & self.triggers), len(words)), default=self.triggers)
-            for word in rare:
+            for word in rare or ("",):
                 index.setdefault(word, []).append(position)
         return index
 
-    def _possibly_spared(self, tokens: Iterable[str]) -> list[Spared]:
-        hits = self._spared_by_word.keys() & tokens
-        if not hits:
-            return []
+    def _possibly_spared(self, pieces: frozenset[str]) -> list[Spared]:
+        hits = self._spared_by_word.keys() & {"", *pieces}
         return [
             self.spared_entries[position] for position in sorted({place for word in hits for place in self._spared_by_word[word]})
         ]
 
     @functools.cached_property
     def _own_words(self) -> frozenset[str]:
-        return frozenset(self.words)
+        return frozenset(" ".join(TOKEN.findall(folded(word))) for word in self.words)
 
     def find(self, caption: str) -> list[Match]:
         """The uses of the concept in `caption`, left to right, without overlap and without spared senses."""
         return self.scan(caption)[0]
 
-    def scan(self, caption: str, tokens: Iterable[str] | None = None) -> tuple[list[Match], list[Match]]:
-        """The uses of the concept in `caption`, and the uses of its words in a spared sense.
+    def scan(self, caption: str) -> tuple[list[Match], list[Match]]:
+        """The uses of the concept in `caption`, and the uses of its words in a spared sense."""
+        readings = fold(caption)
+        matches, spared = self._read(caption, readings[0])
+        for reading in readings[1:]:
+            known = [(match.start, match.end) for match in (*matches, *spared)]
+            for found, more in zip((matches, spared), self._read(caption, reading), strict=True):
+                found += [one for one in more if not any(one.start < end and start < one.end for start, end in known)]
+                found.sort(key=lambda match: match.start)
+        return matches, spared
 
-        Args:
-            tokens: the caption's words, lower case (`TOKEN`), where they are known already.
-        """
-        text = fold(caption)
-        found = list(self._pattern.finditer(text))
-        if not found:
-            return [], []
-        spans: list[tuple[int, int, Spared]] = []
-        if self.spared:
-            for entry in self._possibly_spared(TOKEN.findall(text) if tokens is None else tokens):
-                in_context = entry.context is None or entry.context.search(text)
-                if in_context and (entry.unless is None or not entry.unless.search(text)):
-                    spans += [(*use.span(), entry) for use in entry.pattern.finditer(text)]
+    def _read(self, caption: str, folded: Folded) -> tuple[list[Match], list[Match]]:
+        """`scan` of one reading of `caption`."""
+        text = folded.text
+        found = [use.span() for use in self._pattern.finditer(text) if not folded.cuts(*use.span())]
+        spans = self._spared_spans(folded) if found and self.spared else []
         matches, spared = [], []
-        for use in found:
-            start, end = use.span()
+        for start, end in found:
             cover = next(
                 (
                     (left, right, entry)
@@ -113,15 +112,23 @@ class Concept:
                 None,
             )
             if cover is None:
-                phrase = " ".join(TOKEN.findall(use.group()))
-                sort = "word" if phrase in self._own_words or use.group() in self._own_words else "synonym"
-                matches.append(Match(start, end, caption[start:end], f"{sort}: {use.group()}"))
+                sort = "word" if " ".join(TOKEN.findall(text[start:end])) in self._own_words else "synonym"
+                matches.append(_match(caption, folded, start, end, f"{sort}: {text[start:end]}"))
             else:
                 left, right, entry = cover
                 beside = entry.context.search(text) if entry.context else None
                 shown = f"{text[left:right]} + {beside.group()}" if beside else text[left:right]
-                spared.append(Match(left, right, caption[left:right], f"spared sense: {shown}"))
+                spared.append(_match(caption, folded, left, right, f"spared sense: {shown}"))
         return matches, spared
+
+    def _spared_spans(self, folded: Folded) -> list[tuple[int, int, Spared]]:
+        """Where the spared entries stand, in the folded text."""
+        spans: list[tuple[int, int, Spared]] = []
+        for entry in self._possibly_spared(folded.pieces):
+            in_context = entry.context is None or entry.context.search(folded.text)
+            if in_context and (entry.unless is None or not entry.unless.search(folded.text)):
+                spans += [(*use.span(), entry) for use in entry.pattern.finditer(folded.text)]
+        return spans
 
     def to_dict(self) -> dict[str, Any]:
         """The concept as JSON has it; `from_dict` gives it back."""
@@ -131,6 +138,11 @@ class Concept:
     def from_dict(cls, values: dict[str, Any]) -> Concept:
         """A resolved concept from `to_dict`."""
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _match(caption: str, folded: Folded, start: int, end: int, reason: str) -> Match:
+    left, right = folded.span(start, end)
+    return Match(left, right, caption[left:right], reason.replace("_", " "))
 
 
 def names(concept: Concept, text: str) -> bool:
@@ -146,19 +158,13 @@ class Matcher:
         self.concepts = tuple(concepts)
         self._by_trigger: dict[str, list[int]] = {}
         for position, concept in enumerate(self.concepts):
-            for trigger in concept.triggers:
+            for trigger in concept.triggers or ("",):  # "" is in every caption
                 self._by_trigger.setdefault(trigger, []).append(position)
 
-    def scan(self, caption: str, tokens: list[str]) -> Iterator[tuple[Concept, list[Match], list[Match]]]:
-        """The concepts whose words `caption` uses, in their order, with their matches and spared uses.
-
-        Args:
-            tokens: ``TOKEN.findall(caption.lower())``.
-        """
-        if self._by_trigger.keys().isdisjoint(tokens):
-            return
-        possible = {position for token in tokens for position in self._by_trigger.get(token, ())}
-        for position in sorted(possible):
-            matches, spared = self.concepts[position].scan(caption, tokens)
+    def scan(self, caption: str) -> Iterator[tuple[Concept, list[Match], list[Match]]]:
+        """The concepts whose words `caption` uses, in their order, with their matches and spared uses."""
+        hits = self._by_trigger.keys() & frozenset({""}).union(*(reading.pieces for reading in fold(caption)))
+        for position in sorted({position for word in hits for position in self._by_trigger[word]}):
+            matches, spared = self.concepts[position].scan(caption)
             if matches or spared:
                 yield self.concepts[position], matches, spared

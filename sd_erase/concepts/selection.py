@@ -5,77 +5,168 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase.concepts.cards import KINDS, TEMPLATES, concept_named, from_card, normal_name, read_yaml
+from sd_erase.concepts.cards import (
+    KINDS,
+    TEMPLATES,
+    anchor_of,
+    concept_named,
+    from_card,
+    normal_name,
+    own_card,
+    packaged_card,
+    read_yaml,
+)
 from sd_erase.concepts.inflection import numbers
-from sd_erase.concepts.matching import Concept, names
+from sd_erase.concepts.matching import Concept, Matcher
+from sd_erase.concepts.near import meant
+from sd_erase.concepts.phrases import MAX_ENTRIES, MAX_PHRASE, phrase_of, shown, split_list
 from sd_erase.concepts.spared import Spared
-from sd_erase.concepts.text import LEFT, RIGHT, literal
+from sd_erase.concepts.text import bounded, folded, literal
 from sd_erase.errors import UserError, unknown_choice
 
 if TYPE_CHECKING:
     from sd_erase.config import RunConfig
     from sd_erase.rundir import RunDir
 
+MAX_FILE = 2**20  # bytes of a concept file
+
 
 def load_concepts(config: RunConfig) -> list[Concept]:
     """The concepts that `config` names: from its concept file, the cards that ship, or their names alone.
 
-    `config.anchor` (unless None) and `config.kind` (unless "object", the default) override each card's.
+    A name with commas, semicolons or line ends is several. `config.anchor` (unless None) and `config.kind` (unless "object", the
+    default) override each card's.
 
     Raises:
-        UserError: no concept; a malformed file; a concept all of whose words another one spares; an anchor that
-            names what is to be erased.
+        UserError: no concept; a malformed file; a name that is probably misspelt (unless `config.exact`); a concept all of whose
+            words another one spares; an anchor that names what is to be erased.
     """
     if config.kind not in KINDS:
         raise unknown_choice("Setting kind", config.kind, KINDS)
-    own: dict[str, Concept] = {}
-    if config.concept_file:
-        path = Path(config.concept_file).expanduser()
-        if not path.is_file():
-            raise UserError(f"Concept file {path} does not exist: pass a YAML file with `name:` and `synonyms:`.")
-        values = read_yaml(path)
-        for card in values if isinstance(values, list) else [values]:
-            concept = from_card(card, f"Concept file {path}")
-            own[concept.name] = concept
-    asked = list(dict.fromkeys(normal_name(name) for name in config.concepts)) or list(own)
+    own = read_concept_file(Path(config.concept_file).expanduser(), config.kind) if config.concept_file else {}
+    asked = list(dict.fromkeys(name for text in config.concepts for name in names_in(text))) or list(own)
     if not asked:
         raise UserError("No concept to erase: pass --concept bicycle, or --concept-file with a card.")
+    if len(asked) > MAX_ENTRIES:
+        raise UserError(f"{len(asked):,} concepts are named: erase {MAX_ENTRIES:,} at once at most.")
+    anchor = anchor_of(config.anchor, "Anchor")
     concepts: dict[str, Concept] = {}
     for name in asked:
-        concept = own[name] if name in own else concept_named(name, config.kind)
+        concept = _own_concept(name, own) or _concept_named(name, config, own)
         changes: dict[str, Any] = {}
         if config.kind != "object" and concept.kind != config.kind:
             changes |= {"kind": config.kind, "templates": TEMPLATES[config.kind]}
-        if config.anchor is not None:
-            changes["anchor"] = config.anchor
+        if anchor is not None:
+            changes["anchor"] = anchor
         concepts[concept.name] = dataclasses.replace(concept, **changes)
     selected = list(concepts.values())
     _check_spared(selected)
-    for position, concept in enumerate(selected):
-        if not concept.anchor:
-            continue
-        named = next((other for other in selected if names(other, concept.anchor)), None)
-        if named is None:
-            continue
-        if config.anchor is None and named is not concept and concept.name not in own:
-            selected[position] = dataclasses.replace(concept, anchor=None)  # the card could not know what else is erased
-            continue
+    return _with_anchors(selected, own, is_asked_for=anchor is not None)
+
+
+def names_in(text: str) -> list[str]:
+    """The concepts that one --concept names: of ``apple, bicycle`` two.
+
+    Raises:
+        UserError: none, or one that cannot be a name.
+    """
+    if len(text) > MAX_PHRASE * MAX_ENTRIES:
+        raise UserError(f"Concept {shown(text)} has {len(text):,} characters: pass a name such as bicycle.")
+    written = [part.strip("'\"\u2018\u2019\u201c\u201d ") for part in split_list(text)] or [text]
+    return [normal_name(phrase_of(part, "Concept", "pass each with a --concept of its own: {}")) for part in written]
+
+
+def _own_concept(name: str, own: dict[str, Concept]) -> Concept | None:
+    """The user's own card for `name`, which may be any word of it."""
+    if name in own:
+        return own[name]
+    return next((card for card in own.values() if name in map(normal_name, card.words) and card.find(name)), None)
+
+
+def _concept_named(name: str, config: RunConfig, own: dict[str, Concept]) -> Concept:
+    word = None if config.exact else meant(name, config.kind, own.values())
+    if word is not None:
         raise UserError(
-            f"Anchor {concept.anchor!r} of concept {concept.name!r} names {named.name!r}, which is to be erased: "
-            "pass --anchor with a word that names neither, such as object."
+            f"Concept {name!r} is near {word!r}, which has a card: did you mean {word}? Pass --concept {shown(word) if ' ' in word else word}, or "
+            "--exact to erase what you wrote."
         )
-    return selected
+    return concept_named(name, config.kind)
+
+
+def read_concept_file(path: Path, kind: str) -> dict[str, Concept]:
+    """The user's own concepts by name: of a card, a list of cards or names, or a text file with a name a line.
+
+    In a text file, what stands behind a comma are further names of the same: ``Claude Monet, Monet``.
+
+    Args:
+        path: of the file.
+        kind: of what names none.
+
+    Raises:
+        UserError: no such file, not readable, malformed, or two concepts of one name.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"Concept file {path} does not exist: pass a YAML file with `name:` and `synonyms:`, or a list of names as .txt."
+        )
+    if path.stat().st_size > MAX_FILE:
+        raise UserError(
+            f"Concept file {path} has {path.stat().st_size:,} bytes: a card or list of names has {MAX_FILE:,} at most."
+        )
+    where = f"Concept file {path}"
+    values = _named_lines(path) if path.suffix.lower() in (".txt", ".csv", ".list") else read_yaml(path)
+    cards = values if isinstance(values, list) else [values]
+    if len(cards) > MAX_ENTRIES:
+        raise UserError(f"{where} has {len(cards):,} concepts: write {MAX_ENTRIES:,} at most.")
+    own: dict[str, Concept] = {}
+    for card in cards:
+        concept = (
+            _listed(card, kind, where)
+            if isinstance(card, str) and isinstance(values, list)
+            else own_card(_of_kind(card, kind), where)
+        )
+        if concept.name in own:
+            raise UserError(f"{where} names {concept.name!r} twice: write one card with all its words.")
+        own[concept.name] = concept
+    return own
+
+
+def _of_kind(card: Any, kind: str) -> Any:
+    """`card` with the kind that the settings name, where it names none."""
+    return {**card, "kind": card.get("kind", kind)} if isinstance(card, dict) else card
+
+
+def _named_lines(path: Path) -> list[str]:
+    """The lines of a list of names; blank ones and those that begin with # are none."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"Concept file {path} is not UTF-8 text: save it as UTF-8.") from error
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _listed(line: str, kind: str, where: str) -> Concept:
+    """The concept of one line of a list: its name, and behind commas further names of it."""
+    name, *others = split_list(line) or [line]
+    card = packaged_card(name)
+    if card is None:
+        return own_card({"name": name, "kind": kind, "synonyms": others}, where)
+    more = from_card({"name": name, "kind": card.kind, "synonyms": others}, where).synonyms
+    return dataclasses.replace(
+        card, synonyms=tuple(dict.fromkeys((*card.synonyms, *(form for form in more if form not in card.words))))
+    )
 
 
 def _check_spared(concepts: list[Concept]) -> None:
-    for concept in concepts:
-        for other in concepts:
-            if other is concept:
+    for other in concepts:
+        covering = [entry for entry in other.spared_entries if entry.context is None and entry.unless is None]
+        for concept in concepts if covering else ():
+            if concept is other:
                 continue
-            covering = [entry for entry in other.spared_entries if entry.context is None and entry.unless is None]
             if all(any(_inside(phrase, entry) for entry in covering) for phrase in concept.phrases):
                 entry = next(entry for entry in covering if _inside(concept.phrases[0], entry))
                 raise UserError(
@@ -84,12 +175,40 @@ def _check_spared(concepts: list[Concept]) -> None:
                 )
 
 
+def _with_anchors(selected: list[Concept], own: Collection[str], is_asked_for: bool) -> list[Concept]:
+    """`selected`, of which no anchor names what is to be erased.
+
+    Args:
+        own: names of the concepts with a card of the user's.
+        is_asked_for: whether the settings name the anchor.
+    """
+    matcher = Matcher(selected)
+    named = {
+        concept.anchor: next((other for other, *_ in matcher.scan(concept.anchor)), None)
+        for concept in selected
+        if concept.anchor
+    }
+    result = []
+    for concept in selected:
+        other = named.get(concept.anchor)
+        if other is None:
+            result.append(concept)
+        elif not is_asked_for and other is not concept and concept.name not in own:
+            result.append(dataclasses.replace(concept, anchor=None))  # the card could not know what else is erased
+        else:
+            raise UserError(
+                f"Anchor {concept.anchor!r} of concept {concept.name!r} names {other.name!r}, which is to be erased: "
+                "pass --anchor with a word that names neither, such as object."
+            )
+    return result
+
+
 def _inside(phrase: str, entry: Spared) -> bool:
     """Whether `phrase` is a spared use, or a run of whole words of the spared phrase."""
-    if entry.pattern.fullmatch(phrase):
+    if entry.pattern.fullmatch(folded(phrase)):
         return True
     return any(
-        re.search(LEFT + literal(phrase) + RIGHT, form) is not None
+        re.search(bounded([(phrase, literal(phrase))]), folded(form)) is not None
         for form in (entry.source, numbers(entry.source)[1])
         if not re.search(r"[{*,]", form)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from collections.abc import Sequence
@@ -9,11 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sd_erase.concepts.inflection import numbers
-from sd_erase.concepts.text import GAP, LEFT, RIGHT, TOKEN, literal
+from sd_erase.concepts.phrases import shown
+from sd_erase.concepts.text import GAP, RIGHT, TOKEN, bounded, keys, literal, plain
+from sd_erase.errors import UserError
 
 if TYPE_CHECKING:
     from random import Random
 
+MAX_ENTRY = 10_000  # characters of one entry with all its choices
+MAX_PIECES = 40  # words of one entry: a caption has no more
 CHOICES = {
     "colour": "red|blue|green|yellow|white|black|brown|gray|grey|pink|purple|tan|gold|golden|silver|navy|beige|maroon|teal|turquoise|violet|lime"
     "|orange",
@@ -21,6 +26,7 @@ CHOICES = {
     "somebody": "man|men|woman|women|person|people|boy|boys|girl|girls|child|children|kid|kids|guy|guys|lady|ladies|toddler|toddlers|baby"
     "|gentleman|gentlemen|individual|individuals|teenager|teenagers|teen|teens|someone|somebody|couple|crowd|team|he|she",
 }
+CHOICES["color"] = CHOICES["colour"]
 # words that a noun phrase does not contain: what follows the concept's word is then no noun that it qualifies
 FUNCTION_WORDS = (
     "a an the and or but nor so as if is are was were be been being has have had does do did of in on at to from by with without for near next "
@@ -53,12 +59,58 @@ def compile_spared(entry: str) -> Spared:
     shared = zip(*needed, strict=True) if len({len(places) for places in needed}) == 1 else ()
     return Spared(
         entry,
-        re.compile(f"{LEFT}(?:{'|'.join(expression(form) for form in forms)}){RIGHT}"),
-        re.compile(f"{LEFT}(?:{expression(context)}){RIGHT}") if context else None,
-        re.compile(f"{LEFT}(?:{expression(unless)}){RIGHT}") if unless else None,
+        _compiled(*forms),
+        _compiled(context) if context else None,
+        _compiled(unless) if unless else None,
         phrase.endswith("*"),
         (*(frozenset().union(*place) for place in shared), *(_needed(context) if context else ())),
     )
+
+
+def check_entry(entry: str, where: str) -> str:
+    """A spared entry as it is kept: `text.plain`, lower case.
+
+    Raises:
+        UserError: braces, ``+``, ``unless``, ``*`` or ``|`` stand where they mean nothing, or it is too long.
+    """
+    if len(entry) > MAX_ENTRY:
+        raise UserError(f"{where} {shown(entry)} has {len(entry):,} characters: write {MAX_ENTRY:,} at most.")
+    kept = plain(entry).lower()
+    fault = _fault(kept)
+    if fault:
+        raise UserError(f"{where} {shown(entry)} has {fault}.")
+    for named in re.findall(r"\{([^{}|]+)\}", kept):
+        near = [] if named in CHOICES else difflib.get_close_matches(named, CHOICES, n=1, cutoff=0.8)
+        if near:
+            raise UserError(f"{where} {shown(entry)} names a choice {{{named}}} that does not exist: did you mean {{{near[0]}}}?")
+    return kept
+
+
+def _fault(entry: str) -> str:
+    """What is wrong with a spared entry, and what to write; "" where nothing is."""
+    context = "write `word + {other|words} unless {these}`"
+    bare = re.sub(r"\{[^{}]*\}", "x", entry)
+    if "{" in bare or "}" in bare:
+        return f"an unmatched brace: {context}"
+    if bare.count("+") > 1 or re.search(r"^(\+|unless\b)|(\+|\bunless)$| unless .*(\+| unless )|\+\s*unless\b", bare):
+        return f"a misplaced + or unless: {context}"
+    if len(pieces(bare)) > MAX_PIECES:
+        return f"{len(pieces(bare))} words: write {MAX_PIECES} at most"
+    if "|" in bare:
+        return "a choice without braces: write `{a|b} word`, or each as an entry of its own: [a word, b word]"
+    if re.search(r"[^\s,],|,[^\s,]|;|\u3001", bare):
+        return "a list in one text: write each as an entry of its own: [a word, b word] (a comma that captions have stands alone: `red , x`)"
+    if re.search(r"\*\w|\w\*", bare):
+        return "a * inside a word: it stands for one whole word, as in `apple *`"
+    if any(not TOKEN.search(choice) for braced in re.findall(r"\{([^{}]*)\}", entry) for choice in braced.split("|")):
+        return "an empty choice: write `{a|b}`"
+    if not all(TOKEN.search(part) for part in (parts_of(entry)[0], *filter(None, parts_of(entry)[1:]))):
+        return f"a part without a word: {context}"
+    return ""
+
+
+def _compiled(*forms: str) -> re.Pattern[str]:
+    return re.compile(bounded([(form, expression(form)) for form in forms]))
 
 
 def parts_of(entry: str) -> tuple[str, str, str]:
@@ -80,14 +132,18 @@ def pieces(phrase: str) -> list[str]:
     return re.findall(r"\{[^}]*\}|[^\s\-{}]+", phrase)
 
 
+def choices_of(piece: str) -> list[str]:
+    """What a piece of a spared phrase may stand for."""
+    return CHOICES.get(piece[1:-1], piece[1:-1]).split("|") if piece.startswith("{") else [piece]
+
+
 def _needed(phrase: str) -> list[frozenset[str]]:
     """For each piece of `phrase`, words of which a caption that matches holds at least one."""
     needed = []
     for piece in pieces(phrase):
-        choices = CHOICES.get(piece[1:-1], piece[1:-1]).split("|") if piece.startswith("{") else [piece]
-        words = [TOKEN.findall(choice) for choice in choices]
-        if piece != "*" and all(words):
-            needed.append(frozenset(max(choice, key=len) for choice in words))
+        words = [keys(choice) for choice in choices_of(piece)]
+        if all(words):
+            needed.append(frozenset().union(*words))
     return needed
 
 
@@ -97,10 +153,9 @@ def expression(phrase: str) -> str:
         if part == "*":
             piece = rf"(?!(?:{'|'.join(FUNCTION_WORDS.split())}){RIGHT})[^\W\d_]+"
         elif part.startswith("{"):
-            choices = CHOICES.get(part[1:-1], part[1:-1]).split("|")
-            piece = "(?:" + "|".join(literal(choice) for choice in sorted(choices, key=len, reverse=True)) + ")"
+            piece = "(?:" + "|".join(literal(choice) for choice in sorted(choices_of(part), key=len, reverse=True)) + ")"
         else:
-            piece = re.escape(part)
+            piece = literal(part)
         parts.append((r"\s*" if part == "," else GAP if parts else "") + piece)
     return "".join(parts)
 
