@@ -39,7 +39,7 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     source = _source(job)
     header = formats.read_header(source)
     places = _places(job, header)
-    target = job.target(f"{source.stem}-without-{job.concept.replace(', ', '-').replace(' ', '_')}.safetensors")
+    target = job.target(f"{source.stem[:60]}-without-{job.concept_name}.safetensors")
     if target.exists() and target.samefile(source):
         raise UserError(f"Output {target} is the checkpoint itself, which stays as it is: pass another file with --output.")
     state = source.stat()

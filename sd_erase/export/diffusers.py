@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from sd_erase.errors import UserError
 from sd_erase.evaluation import render_markdown
 from sd_erase.export import compare
 from sd_erase.export.job import SHORT, Erased, Job, check_target
+from sd_erase.export.portable import make_portable
 from sd_erase.export.text_encoder import write_encoder
 from sd_erase.formats import prefixed
 from sd_erase.progress import Progress
@@ -43,13 +45,13 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
                 _write_pipeline(job, folder)
             files = []
             for erased in job.encoders:
-                entry = write_encoder(job, erased, folder / erased.name / "model.safetensors")
-                shutil.copyfile(erased.folder / "config.json", folder / erased.name / "config.json")
-                difference = _check_loaded(job, erased, folder)
-                path = target / erased.name / "model.safetensors"
-                files.append({**entry, "path": str(path), "difference": max(difference, entry["difference"])})
+                files.append(write_encoder(job, erased, folder / erased.name / "model.safetensors"))
+                _write_configuration(job, erased, folder / erased.name / "config.json")
             (folder / "README.md").write_text(model_card(job), encoding="utf-8")
-            os.chmod(folder, 0o755)
+            make_portable(folder)
+            for erased, entry in zip(job.encoders, files, strict=True):
+                entry["difference"] = max(entry["difference"], _check_loaded(job, erased, folder))
+                entry["path"] = str(target / erased.name / "model.safetensors")
             if target.exists():
                 os.replace(target, Path(place) / "old")  # removed with the temporary folder
             os.replace(folder, target)
@@ -88,6 +90,13 @@ def _write_pipeline(job: Job, folder: Path) -> None:
         task.advance()
     for erased in job.encoders:  # transformers 5.6 and later write names without text_model.
         shutil.rmtree(folder / erased.name)
+
+
+def _write_configuration(job: Job, erased: Erased, path: Path) -> None:
+    """The encoder's configuration, which states the type of the exported numbers: transformers 5 loads in that type."""
+    settings = json.loads((erased.folder / "config.json").read_text(encoding="utf-8"))
+    settings.pop("dtype", None)  # the successor of torch_dtype, which both versions read
+    path.write_text(json.dumps({**settings, "torch_dtype": job.config.export.dtype}, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_loaded(job: Job, erased: Erased, folder: Path) -> float:
@@ -135,16 +144,20 @@ def model_card(job: Job) -> str:
     classes = {
         encoder.name: "CLIPTextModelWithProjection" if encoder.pooled else "CLIPTextModel" for encoder in job.base.encoders
     }
+    # the type is stated for every part: by default diffusers loads in float32, transformers 5 in the type of the file
+    load = "torch_dtype=dtype"
+    use = ["import torch", f"from diffusers import {kind}"]
     if job.config.export.pipeline:
-        use = [f"from diffusers import {kind}", "", f'pipe = {kind}.from_pretrained("THIS_FOLDER")']
+        use += ["", f"dtype = torch.{job.config.export.dtype}", f'pipe = {kind}.from_pretrained("THIS_FOLDER", {load})']
     else:
-        use = [
-            f"from diffusers import {kind}",
+        use += [
             f"from transformers import {', '.join(sorted(set(classes.values())))}",
             "",
-            f"pipe = {kind}.from_pretrained(",
+            f"dtype = torch.{job.config.export.dtype}",
+            f"pipe = {kind}.{'from_single_file' if job.base.source.endswith('.safetensors') else 'from_pretrained'}(",
             f'    "{hub or "BASE_MODEL"}",',
-            *(f'    {name}={classes[name]}.from_pretrained("THIS_FOLDER", subfolder="{name}"),' for name in names),
+            *(f'    {name}={classes[name]}.from_pretrained("THIS_FOLDER", subfolder="{name}", {load}),' for name in names),
+            f"    {load},",
             ")",
         ]
     measured = _measured(job)

@@ -8,8 +8,10 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from sd_erase.bases import Base, TextEncoder
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError, unknown_choice
 from sd_erase.progress import NoProgress, Progress
-from sd_erase.rundir import RunDir, fingerprint
+from sd_erase.rundir import RunDir, fingerprint, umask_mode
 
 SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 # safetensors' names of the types
@@ -28,6 +30,12 @@ CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 # largest relative difference of hidden states that rounding to a type explains, with room to spare
 TOLERANCE = {"float32": 0.0, "float16": 0.02, "bfloat16": 0.15}
 SPARE_BYTES = 1 << 20
+
+
+def file_name(text: str, limit: int) -> str:
+    """`text` as part of a file's name on every system: letters, digits, ``.``, ``_`` and ``-``, at most `limit` bytes."""
+    name = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", text).lower()).strip("._-")
+    return name.encode()[:limit].decode(errors="ignore").strip("._-") or "x"
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Erased:
     folder: Path  # config.json, model.safetensors
     keys: tuple[str, ...]  # the encoder's tensors: position_ids and other buffers stay out
     layers: int
+    width: int
 
     @property
     def name(self) -> str:
@@ -94,8 +103,17 @@ class Job:
     @property
     def stem(self) -> str:
         """How the job's files begin."""
-        concept = "-".join([*self.config.concepts] or [Path(self.config.concept_file).stem])
-        return f"{concept}-{self.base.name}".lower().replace(" ", "_").replace("/", "_")
+        return f"{self.concept_name}-{file_name(self.base.name, 60)}"
+
+    @property
+    def concept_name(self) -> str:
+        """The concepts as part of a file's name; of many, the first ones and how many more."""
+        concepts = [file_name(concept, 60) for concept in self.config.concepts or [Path(self.config.concept_file).stem]]
+        kept = len(concepts)
+        while kept > 1 and len("-".join(concepts[:kept]).encode()) > 60:
+            kept -= 1
+        more = [f"and_{len(concepts) - kept}_more"] if kept < len(concepts) else []
+        return "-".join([*concepts[:kept], *more])
 
     @property
     def objective(self) -> str:
@@ -145,7 +163,8 @@ def _find(run: RunDir, encoder: TextEncoder) -> Erased:
         if not (folder / name).is_file():
             raise UserError(f"Run {run} has no {encoder.name}/{name}: run `sd-erase train` again.")
     try:
-        names = set(formats.read_header(folder / "model.safetensors").tensors)
+        header = formats.read_header(folder / "model.safetensors")
+        names = set(header.tensors)
     except UserError as error:
         raise UserError(f"{str(error).partition(':')[0]}: run `sd-erase train` again.") from error
     layers = formats.count_layers(name for name in names if name.startswith(formats.PREFIX))
@@ -155,7 +174,8 @@ def _find(run: RunDir, encoder: TextEncoder) -> Erased:
             f"Encoder {folder} does not hold the tensors of a CLIP text encoder (first missing: "
             f"{min(keys - names, default='its layers')}): run `sd-erase train` again."
         )
-    return Erased(encoder, folder, tuple(sorted(keys)), layers)
+    width, *_ = header.shape(f"{formats.PREFIX}final_layer_norm.weight")
+    return Erased(encoder, folder, tuple(sorted(keys)), layers, width)
 
 
 def _is_intact(file: dict[str, Any]) -> bool:
@@ -213,7 +233,7 @@ def written(target: Path, size: int) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        os.chmod(temporary, 0o644)  # temporary files are private; this one is for other programs
+        os.chmod(temporary, umask_mode())  # temporary files are private; this one is for other programs
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
         raise UserError(
             f"Base {job.base.name} has {len(job.encoders)} text encoders: pass a folder with --output, not the file {output}."
         )
-    targets = [job.target(f"{job.stem}-{erased.name}-{SHORT[config.export.dtype]}.safetensors") for erased in job.encoders]
+    targets = [job.target(f"{job.stem}-{_kind(erased)}-{SHORT[config.export.dtype]}.safetensors") for erased in job.encoders]
 
     def make() -> dict[str, Any]:
         with job.progress("exporting", len(targets)) as task:
@@ -41,6 +41,12 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
         return {"files": files}
 
     return job.once([str(target) for target in targets], make)
+
+
+def _kind(erased: Erased) -> str:
+    """What of the pipeline a file is. SD.Next tells encoders by their files' names alone: vit-l, vit-g."""
+    vision = {768: "vit-l", 1024: "vit-h", 1280: "vit-g"}.get(erased.width)
+    return f"{erased.name}-{vision}" if vision else erased.name
 
 
 def write_encoder(job: Job, erased: Erased, target: Path) -> dict[str, Any]:
