@@ -45,6 +45,16 @@ class Busy(UserError):
 # --- files ------------------------------------------------------------------------------------------------------------------
 
 
+def umask_mode(*, folder: bool = False) -> int:
+    """The permissions that this process's umask gives a new file (or folder).
+
+    Temporary files are private; what takes a lasting name gets these instead, as if it had been opened anew.
+    """
+    mask = os.umask(0)  # the only way to read it is to set it
+    os.umask(mask)
+    return (0o777 if folder else 0o666) & ~mask
+
+
 def _temporary(folder: Path, suffix: str = "") -> Path:
     return folder / f"{TEMPORARY}{secrets.token_hex(8)}{suffix if len(suffix) <= 16 else ''}"
 
@@ -53,12 +63,14 @@ def _temporary(folder: Path, suffix: str = "") -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name in the folder of `path`, which lies in a folder of ours; it becomes `path` when the block ends well.
 
-    What is written there may be a folder, if there is none yet. A file gets the permissions that the umask gives to new files, as any program's would.
+    What is written there may be a folder, if there is none yet. A file gets the permissions that the umask gives to new files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path.parent, path.suffix)
     try:
         yield temporary
+        if temporary.is_file():
+            temporary.chmod(umask_mode())  # some libraries make theirs private (safetensors, tempfile)
         os.replace(temporary, path)
     except BaseException:
         if temporary.is_dir():
@@ -88,6 +100,7 @@ def publishing(path: Path) -> Iterator[Path]:
     with staging(path.parent) as place:
         temporary = place / f"new{path.suffix}"
         yield temporary
+        temporary.chmod(umask_mode(folder=temporary.is_dir()))
         os.replace(temporary, path)
 
 

@@ -22,16 +22,7 @@ from sd_erase import folders
 from sd_erase.errors import UserError
 from sd_erase.folders import publishing as publishing
 from sd_erase.folders import replacing as replacing
-
-
-def umask_mode(*, folder: bool = False) -> int:
-    """The permissions that this process's umask gives a new file (or folder).
-
-    Temporary files are private; what takes a lasting name gets these instead, as if it had been opened anew.
-    """
-    mask = os.umask(0)  # the only way to read it is to set it
-    os.umask(mask)
-    return (0o777 if folder else 0o666) & ~mask
+from sd_erase.folders import umask_mode as umask_mode
 
 
 def write_text_atomic(path: Path, text: str) -> None:
