@@ -316,6 +316,7 @@ def begin(
 ) -> tuple[RunConfig, RunDir]:
     """Settings and run of a command that may start one: --run, an unfinished run with the same settings, or a new one."""
     from sd_erase.bases import resolve
+    from sd_erase.concepts import load_concepts
 
     path: Path | None = flags["run_path"]
     if path is not None:
@@ -323,6 +324,7 @@ def begin(
     config = fill(resolve_config(flags, None if path is None else RunDir(path).config, default))
     if not config.concepts and not config.concept_file:
         raise UserError("No concept is given: pass --concept, for example --concept bicycle, or --concept-file.")
+    load_concepts(config)  # names and cards are refused, or asked about, before a run is begun
     base = resolve(config.base)
     if path is not None:
         return config, RunDir(path)

@@ -241,9 +241,7 @@ def _stream(
     captions = open_dataset(dataset, base, run.data, wanted, concepts=selected, seed=config.seed)
     if not config.harvest.exclude:
         return captions
-    excluded = Concept(
-        "excluded", words=tuple(word for phrase in config.harvest.exclude for word in concepts.inflections(phrase))
-    )
+    excluded = concepts.excluded_words(config.harvest.exclude)
     return (caption for caption in captions if not excluded.find(caption.text))
 
 
@@ -285,6 +283,8 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
     started = time.monotonic()
     progress = progress or NoProgress()
     _check_limits(config)
+    if config.harvest.exclude:
+        concepts.excluded_words(config.harvest.exclude)  # refused before anything is read
     base = bases.resolve(config.base)
     selected = concepts.load_concepts(config)
     dataset = choose_dataset(config.harvest.dataset, base, selected)

@@ -83,7 +83,7 @@ def probes(
 
 def _mentions(concept: Concept, text: str) -> bool:
     """Whether `text` uses a word of the concept in any sense, or one that nobody listed."""
-    return any(concept.scan(text)) or any(re.search(rf"\b{re.escape(word)}", text.lower()) for word in unlisted_words(concept))
+    return any(concept.scan(text)) or any(re.search(rf"(?<![^\W_]){re.escape(word)}", text.lower()) for word in unlisted_words(concept))
 
 
 def _sentences(concept: Concept, count: int) -> list[str]:

@@ -170,8 +170,10 @@ def packaged_card(name: str) -> Concept | None:
     path = CARDS_FOLDER / f"{name.replace(' ', '_')}.yaml"
     if re.fullmatch(r"[a-z ]+", name) and path.is_file():
         return from_card(read_yaml(path), f"Card {path.name}")
-    # "apples" and "busses" name the card whose word they are
-    return next((card for card in all_cards().values() if name in card.words and card.find(name)), None)
+    # "apples" and "busses" name the card whose word they are, and "hotdog" is written so too
+    joined = name.replace(" ", "")
+    same = ((card, word) for card in all_cards().values() for word in card.words if word.replace(" ", "") == joined)
+    return next((card for card, word in same if card.find(word)), None)
 
 
 @functools.cache

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,44 @@ _SINGULAR_ENDS = ("us", "is", "ss", "gas", "lens", "canvas", "atlas", "bias", "c
 _PLURALS = (  # of the words that end so
     "menus gnus emus gurus tutus bayous caribous haikus tofus skis waterskis jetskis taxis bikinis kiwis zucchinis tsunamis saris "
     "safaris martinis khakis rabbis yetis salamis paninis tiramisus"
+)
+_AGENT = re.compile(r"(.*\w(?:er|or))(s?)([ -](?:by|on|up|in|off|out|away|down))")
+_INFLECTS = re.compile(r"[a-z\u00e0-\u017f](?<!'s)$")  # no possessive, no script of other rules, no bracket behind it
+_OLD_PLURAL = re.compile(r"(?:us|ex|ix|oof|ief|eau|ium|nna|ula|person)$")
+_OLDER = {"octopi": "octopus", "indices": "index", "vertices": "vertex", "larvae": "larva"}  # that inflect does not have
+_OLD_ENDS = re.compile(r"(?:i|ices|ves|eaux|ae|ia|persons)$")
+_PLURAL_ONLY = frozenset(  # words whose singular is another thing: a short man wears no shorts
+    [
+        "glasses",
+        "eyeglasses",
+        "sunglasses",
+        "spectacles",
+        "goggles",
+        "shorts",
+        "pants",
+        "trousers",
+        "jeans",
+        "tights",
+        "leggings",
+        "briefs",
+        "boxers",
+        "overalls",
+        "slacks",
+        "sweats",
+        "clothes",
+        "goods",
+        "woods",
+        "blues",
+        "greens",
+        "stairs",
+        "binoculars",
+        "headphones",
+        "scissors",
+        "news",
+        "thanks",
+        "arms",
+        "customs",
+    ]
 )
 
 
@@ -47,6 +88,10 @@ def is_plural(phrase: str) -> bool:
 
 
 def inflected(phrase: str) -> tuple[str, str]:
+    """Singular and plural of a phrase that no file has."""
+    agent = _AGENT.fullmatch(phrase)
+    if agent is not None:  # of "passer-by" inflect has "passer-bies"
+        return f"{agent[1]}{agent[3]}", f"{agent[1]}s{agent[3]}"
     inflector = _inflector()
     last = phrase.split()[-1]
     singular = last.endswith(_SINGULAR_ENDS) and last not in _PLURALS.split()  # inflect takes "bus" for two "bu"
@@ -57,6 +102,42 @@ def inflected(phrase: str) -> tuple[str, str]:
 
 
 def inflections(phrase: str) -> tuple[str, ...]:
-    """`phrase` with its singular and plural, lower case, `phrase` first."""
+    """`phrase` with its singular and plurals, lower case, `phrase` first."""
     phrase = " ".join(phrase.lower().split())
-    return tuple(dict.fromkeys((phrase, *numbers(phrase))))
+    if phrase in _PLURAL_ONLY or phrase not in known_numbers() and not _INFLECTS.search(phrase):
+        return (phrase,)
+    if phrase in known_numbers():
+        return tuple(dict.fromkeys((phrase, *numbers(phrase))))
+    single, plural = numbers(phrase)
+    # inflect knows no singular of "cacti" unless it is asked for the older forms, and "indice" for that of "indices"
+    old = _OLDER.get(phrase, "") or (_old_single(phrase) if single == phrase else "")
+    single, plural = (old, inflected(old)[1]) if old else (single, plural)
+    return tuple(dict.fromkeys((phrase, single, plural, *_old_plural(single))))
+
+
+def _old_single(phrase: str) -> str:
+    """The singular of an older plural ("cacti"), or "" where `phrase` is none."""
+    if not _OLD_ENDS.search(phrase):
+        return ""
+    with _older_forms() as inflector:
+        single = inflector.singular_noun(phrase)
+        return str(single) if single and inflector.plural_noun(single) == phrase else ""
+
+
+def _old_plural(single: str) -> list[str]:
+    """The older plural beside inflect's own, where there is one that people write."""
+    known = [plural for plural, one in _OLDER.items() if one == single]
+    if known or not _OLD_PLURAL.search(single):
+        return known
+    with _older_forms() as inflector:
+        return [str(inflector.plural_noun(single))]
+
+
+@contextlib.contextmanager
+def _older_forms() -> Iterator[Any]:
+    inflector = _inflector()
+    inflector.classical(all=True)
+    try:
+        yield inflector
+    finally:
+        inflector.classical(all=False)

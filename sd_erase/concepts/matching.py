@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sd_erase.concepts.spared import Spared, compile_spared
-from sd_erase.concepts.text import TOKEN, Folded, bounded, closed, fold, folded, keys, literal
+from sd_erase.concepts.text import TOKEN, Folded, bounded, closed, fold, folded, keys, label_form, literal
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,9 @@ class Concept:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Concept:
         """A resolved concept from `to_dict`."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        found = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        # runs of earlier versions hold labels as their cards wrote them
+        return cls(**{**found, "labels": tuple(dict.fromkeys(label_form(label) for label in found.get("labels", ())))})
 
 
 def _match(caption: str, folded: Folded, start: int, end: int, reason: str) -> Match:

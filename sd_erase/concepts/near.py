@@ -18,8 +18,9 @@ LONG = 7  # letters from which on two slips are one name's
 def meant(name: str, kind: str, own: Iterable[Concept] = ()) -> str | None:
     """The card's word that was probably meant by `name`, or None.
 
-    None where `name` is a card's word itself, where all its words are words in CLIP's vocabulary (a "mouse" is no misspelt house), or
-    where none is near.
+    None where `name` is a word of a card itself, where all its words are in CLIP's vocabulary (a "mouse" is no misspelt house), or
+    where no card's word is near. People seldom miss a word's first letter, and what only goes on behind a word is another one
+    ("toiletry").
 
     Args:
         name: as the user wrote it.
@@ -27,22 +28,28 @@ def meant(name: str, kind: str, own: Iterable[Concept] = ()) -> str | None:
         own: cards of the user's.
     """
     written = folded(normal_name(name))
+    if len(written) < LEAST or all(word in vocabulary() for word in TOKEN.findall(written)):
+        return None
     cards = [*own, *(card for card in all_cards().values() if kind in ("object", card.kind))]
-    candidates = dict.fromkeys(word for card in cards for word in (card.name, *card.words))
-    if len(written) < LEAST or any(written == folded(word) for card in cards for word in (card.name, *card.phrases)):
+    words = dict.fromkeys(word for card in cards for word in (card.name, *card.words) if abs(len(word) - len(written)) <= 2)
+    if any(written.startswith(folded(word)) and len(written) > len(word) + 1 for word in words):
         return None
-    if all(word in vocabulary() for word in TOKEN.findall(written)):
-        return None
-    near = ((slips(written, folded(word)), word) for word in candidates if abs(len(word) - len(written)) <= 2)
+    near = [(slips(written, spelt), word) for word in words if _begins_alike(written, spelt := folded(word))]
     count, word = min(near, default=(LONG, ""))
-    return word if count <= (2 if len(written) >= LONG else 1) else None
+    return word if 0 < count <= (2 if len(written) >= LONG else 1) else None
+
+
+def _begins_alike(one: str, other: str) -> bool:
+    return one[:1] == other[:1] or one[:2] == other[1::-1]
 
 
 @functools.cache
 def vocabulary() -> frozenset[str]:
-    """The words that are one token to CLIP: those that people write often."""
+    """Words that exist: those that are one token to CLIP, which people write often, and those of the cards."""
     tokens = json.loads((POCKET_FOLDER / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
-    return frozenset(token.removesuffix("</w>") for token in tokens if token.endswith("</w>"))
+    frequent = {token.removesuffix("</w>") for token in tokens if token.endswith("</w>")}
+    listed = (phrase for card in all_cards().values() for phrase in (*card.phrases, *card.neighbours, *card.spared))
+    return frozenset(frequent.union(*(TOKEN.findall(phrase) for phrase in listed)))
 
 
 def slips(one: str, other: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from sd_erase.concepts.cards import (
     packaged_card,
     read_yaml,
 )
-from sd_erase.concepts.inflection import numbers
+from sd_erase.concepts.inflection import inflections, numbers
 from sd_erase.concepts.matching import Concept, Matcher
 from sd_erase.concepts.near import meant
 from sd_erase.concepts.phrases import MAX_ENTRIES, MAX_PHRASE, phrase_of, shown, split_list
@@ -78,6 +78,17 @@ def names_in(text: str) -> list[str]:
         raise UserError(f"Concept {shown(text)} has {len(text):,} characters: pass a name such as bicycle.")
     written = [part.strip("'\"\u2018\u2019\u201c\u201d ") for part in split_list(text)] or [text]
     return [normal_name(phrase_of(part, "Concept", "pass each with a --concept of its own: {}")) for part in written]
+
+
+def excluded_words(texts: Iterable[str]) -> Concept:
+    """What ``harvest.exclude`` names, in all inflections, as a concept that finds it.
+
+    Raises:
+        UserError: a text that holds no word, or that cannot be a phrase.
+    """
+    written = [part for text in texts for part in split_list(text) or [text]]
+    phrases = [phrase_of(part, "Excluded word", "pass each with an --exclude of its own: {}") for part in written]
+    return Concept("excluded", words=tuple(dict.fromkeys(form for phrase in phrases for form in inflections(phrase))))
 
 
 def _own_concept(name: str, own: dict[str, Concept]) -> Concept | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sd_erase import catalog, resources
+from sd_erase.concepts import label_form
 from sd_erase.errors import UserError, unknown_choice
 
 PADDING = 114 / 255  # the grey that YOLO models are trained with
@@ -186,10 +187,15 @@ def select(
     file_name = Path(getattr(image, "filename", "") or "").name
     found = zip(corners, best[kept].tolist(), classes[kept].tolist(), strict=True)
     return [
-        Detection(file_name, card.labels.get(names[number], names[number]), score, tuple(box)) for box, score, number in found
+        Detection(file_name, our_label(names[number], card), score, tuple(box)) for box, score, number in found
     ]
 
 
 def our_labels(names: Sequence[str], card: Card) -> frozenset[str]:
     """What a detector with these classes can find, in our names."""
-    return frozenset(card.labels.get(name, name) for name in names)
+    return frozenset(our_label(name, card) for name in names)
+
+
+def our_label(name: str, card: Card) -> str:
+    """A detector's class in our names: as its card says, and whether it has capitals or underscores or not."""
+    return label_form(card.labels.get(name, name))

@@ -38,7 +38,7 @@ class Redirect:
     words: tuple[tuple[int, int], ...]  # characters of `caption`: the spans without an article that had to change
 
 
-_ARTICLE = re.compile(r"\b(an?|the)\s+$", re.IGNORECASE)
+_ARTICLE = re.compile(r"(?<![^\W_])(an?|the)([\s_]+)$", re.IGNORECASE)
 
 
 def redirect(caption: str, spans: list[tuple[int, int]], anchor: str) -> Redirect:
@@ -56,7 +56,7 @@ def redirect(caption: str, spans: list[tuple[int, int]], anchor: str) -> Redirec
             if own_article or not anchor:
                 start = article.start()
             elif article[1].lower() not in ("the", fitting):
-                start, word = article.start(), f"{fitting} {anchor}"
+                start, word = article.start(), f"{fitting}{'_' if '_' in article[2] else ' '}{anchor}"
         pieces += [caption[end:start], word]
         length += start - end
         own_spans.append((start, stop))
