@@ -44,6 +44,15 @@ EXPORTS = {
     "lora-diff": "sd_erase.export.lora:export_diff",
     "diffusers": "sd_erase.export.diffusers:export",
 }
+# samplers: diffusers' classes; None is the model's own
+SCHEDULERS: dict[str, str | None] = {
+    "auto": None,
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
 # the paper's tables and figures: each is called with (recipe, bench)
 EXPERIMENTS = {
     "table2": "sd_erase.reproduce.tables:zero_shot",

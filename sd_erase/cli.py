@@ -5,190 +5,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import re
 import sys
-import typing
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sd_erase import __version__, catalog
-from sd_erase.bases import ROWS as BASES
+from sd_erase import __version__
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
+from sd_erase.flags import CONCEPT, FLAGS, Checked, FilePath, resolve_config, section, settings, type_of
 from sd_erase.folders import Busy
 from sd_erase.interrupts import Terminated, as_interrupts
 from sd_erase.rundir import RunDir, write_text_atomic
+from sd_erase.schema import Rule
 from sd_erase.terminal import echo, echo_json, excepthook, one_line, rendered
 
-COUNT = click.IntRange(min=0)
-POSITIVE = click.IntRange(min=1)
-SHARE = click.FloatRange(0.0, 1.0)
-AMOUNT = click.FloatRange(min=0.0)
-PLACEHOLDERS = {int: "N", float: "X", str: "NAME"}
-
-
-class DeviceName(click.Choice):
-    """A device, or one of several cards as cuda:N."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return value if re.fullmatch(r"cuda:\d+", value) else super().convert(value, param, ctx)
-
-
-class Objective(click.Choice):
-    """A row of `catalog.METHODS`, or MODULE:CLASS of the user's own."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return value if re.fullmatch(r"[\w.]+:\w+", value) else super().convert(value, param, ctx)
-
-
-class TermWeight(click.ParamType):
-    """``TERM=VALUE``, the weight of one loss term."""
-
-    name = "TERM=VALUE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        if isinstance(value, tuple):
-            return value
-        term, sign, number = value.partition("=")
-        try:
-            if not (sign and term):
-                raise ValueError
-            return term, float(number)
-        except ValueError:
-            self.fail(f"{value!r} is not of the form TERM=VALUE, for example preserve=20.", param, ctx)
-
-
-@dataclass(frozen=True)
-class Flag:
-    """How one setting looks on the command line; its name and type come from the configuration."""
-
-    help: str
-    type: Any = None
-    name: str = ""  # where it differs from the setting's
-    alias: str = ""  # a second spelling
-    metavar: str | None = None
-
-
-# every setting of `RunConfig`, by its dotted name
-FLAGS: dict[str, Flag] = {
-    "concepts": Flag("Concept to erase, such as bicycle; repeatable.", name="--concept", metavar="NAME"),
-    "concept_file": Flag("YAML card of a concept of your own (words, synonyms, senses to spare).", metavar="FILE"),
-    "kind": Flag("What the concept is, where no card says so.", click.Choice(["object", "style", "person", "nudity"])),
-    "exact": Flag("Erase the names as they are written, even where one is near a card's."),
-    "anchor": Flag("Phrase that takes the concept's place; '' removes the phrase. By default the card's.", metavar="PHRASE"),
-    "base": Flag(f"Model to erase from: {', '.join(BASES)}, a diffusers folder, a .safetensors file or a hub id."),
-    "seed": Flag("Seed of everything random.", COUNT),
-    "device": Flag("Where to compute.", DeviceName(["auto", "cpu", "cuda", "mps"])),
-    "harvest.dataset": Flag(
-        f"READER:PATH, with READER one of {', '.join(catalog.READERS)} (pocket and synthetic need no path); auto takes the pocket's "
-        "scenes for objects on the pocket base, else synthetic.",
-        name="--dataset",
-        alias="--data",
-        metavar="DATASET",
-    ),  # fmt: skip
-    "harvest.max_forget": Flag("Most pairs to forget; 0 keeps all.", COUNT),
-    "harvest.max_retain": Flag("Most pairs to retain; 0 keeps all.", COUNT),
-    "harvest.train_share": Flag("Share of the pairs to train on; the rest validates.", SHARE),
-    "harvest.max_missing_share": Flag("Share of missing or corrupt images that is still accepted.", SHARE),
-    "harvest.exclude": Flag("Word whose captions are left out of both sets, such as one to test on; repeatable.", metavar="WORD"),
-    "train.objective": Flag(
-        "robust: what the denoiser reads, against an adversary; sd: the same without one; fast: closed form; paper: the published loss; "
-        "projection, token, ga, graddiff, kl, emmn and finetune: for comparison only; or MODULE:CLASS of your own.",
-        Objective(list(catalog.METHODS)),
-    ),
-    "train.towers": Flag("CLIP towers to train; only the text tower is exported.", click.Choice(["text", "both"])),
-    "train.steps": Flag("Training steps; 0 takes the objective's default.", COUNT),
-    "train.batch_size": Flag("Pairs a step.", POSITIVE),
-    "train.learning_rate": Flag("Learning rate; 0 takes the objective's default.", AMOUNT),
-    "train.weight_decay": Flag("Weight decay.", AMOUNT),
-    "train.weights": Flag("Weight of one loss term; repeatable.", TermWeight(), name="--weight"),
-    "train.validate_every": Flag("Steps between validations.", POSITIVE),
-    "train.lora_rank": Flag("Train a LoRA of this rank instead of the full linear weights; 0 trains those.", COUNT),
-    "train.precision": Flag("Mixed precision.", click.Choice(["no", "fp16", "bf16"])),
-    "train.clip": Flag(
-        "CLIP model (folder or hub id) that the base's text encoder is from, with its vision tower; by default the base's.",
-        metavar="CLIP",
-    ),  # fmt: skip
-    "generate.prompts": Flag("File with one prompt a line, or a bundled list by name (apple); repeatable.", metavar="FILE"),
-    "generate.images_per_prompt": Flag("Images of each prompt, each from its own seed.", POSITIVE),
-    "generate.steps": Flag("Denoising steps; 0 takes the base's default.", COUNT),
-    "generate.guidance": Flag("Classifier-free guidance scale; negative takes the base's default."),
-    "generate.height": Flag("Pixels; 0 takes the base's size.", COUNT),
-    "generate.width": Flag("Pixels; 0 takes the base's size.", COUNT),
-    "generate.negative_prompt": Flag("What the images should not show.", metavar="TEXT"),
-    "generate.scheduler": Flag("Sampler; auto keeps the base's.", metavar="NAME"),
-    "generate.batch_size": Flag("Images at once; 0 takes the base's default.", COUNT),
-    "generate.clip_skip": Flag("Text encoder layers to skip from the end; 1 is what other programs call clip skip 2.", COUNT),
-    "evaluate.detector": Flag("Detector card by name or path; auto takes the base's.", metavar="CARD"),
-    "evaluate.confidence": Flag("Least confidence of a detection; negative takes the card's.", click.FloatRange(max=1.0)),
-    "evaluate.image_size": Flag("Pixels of the detector's input; 0 takes the card's.", COUNT),
-    "attack.prompts": Flag("File with one prompt a line, or a bundled list by name (apple); repeatable.", metavar="FILE"),
-    "attack.tokens": Flag("Words before the prompt.", POSITIVE),
-    "attack.steps": Flag("Steps of the search; 0 leaves the first random words.", COUNT),
-    "attack.candidates": Flag("Prefixes tried a step.", POSITIVE),
-    "attack.images_per_prompt": Flag("Images of each prompt, each from its own seed.", POSITIVE),
-    "export.to": Flag("Program to export for.", click.Choice(list(catalog.EXPORTS))),
-    "export.dtype": Flag("Type of the exported numbers.", click.Choice(["float16", "float32", "bfloat16"])),
-    "export.output": Flag("File or folder to write; by default the run's export folder.", metavar="PATH"),
-    "export.checkpoint": Flag("Checkpoint that a1111 copies; by default the base, where that is one.", metavar="FILE"),
-    "export.rank": Flag("Rank of a LoRA; 0 takes the run's own, or 64 for a run of full weights.", COUNT),
-    "export.pipeline": Flag("With diffusers: write the complete pipeline, not the encoders alone."),
-    "export.force": Flag("Write a LoRA that loses much, or replace a checkpoint's own, different encoder."),
-}
-CONCEPT = ("concepts", "concept_file", "kind", "exact", "anchor")
-COMMON = ("base", "seed", "device")
-
-
-def section(name: str) -> tuple[str, ...]:
-    """The dotted names of one stage's settings."""
-    return tuple(dotted for dotted in FLAGS if dotted.startswith(f"{name}."))
-
-
-def setting(dotted: str) -> tuple[Any, Any]:
-    """Type hint and default of a setting."""
-    kind: Any = RunConfig
-    default: Any = RunConfig()
-    for part in dotted.split("."):
-        kind, default = typing.get_type_hints(kind)[part], getattr(default, part)
-    return kind, default
-
-
-def settings(*names: str, rename: dict[str, str] | None = None) -> Callable[[Any], Any]:
-    """Options for the named settings, all None unless given, and the ones that every command has."""
-
-    def decorate(command: Any) -> Any:
-        for dotted in reversed((*names, *COMMON)):
-            flag = FLAGS[dotted]
-            hint, default = setting(dotted)
-            several = typing.get_origin(hint) in (tuple, dict)
-            plain = hint if hint in (int, float, bool) else str
-            shown = "" if default in ("", (), None, {}, False) or several else f"  [default: {default}]"
-            spellings = [(rename or {}).get(dotted) or flag.name or "--" + dotted.split(".")[-1].replace("_", "-"), flag.alias]
-            command = click.option(
-                *filter(None, spellings),
-                dotted.replace(".", "__"),
-                type=flag.type or plain,
-                is_flag=plain is bool,
-                multiple=several,
-                default=None,
-                metavar=flag.metavar or (None if isinstance(flag.type, click.Choice | TermWeight) else PLACEHOLDERS.get(plain)),
-                help=flag.help + shown,
-            )(command)
-        command = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
-        command = click.option(
-            "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="YAML settings; flags override them."
-        )(command)
-        command = click.option(
-            "--output-root", type=click.Path(path_type=Path), default=Path("outputs"), show_default=True, help="Where runs lie."
-        )(command)
-        help_run = "Run to work on; by default a new or the latest one."
-        return click.option("--run", "run_path", type=click.Path(path_type=Path), metavar="FOLDER", help=help_run)(command)
-
-    return decorate
+PROMPTS = Rule(low=1, high=100_000)
+POINTS = Rule(low=1, high=100_000)
+SIDES = Rule(choices=("classes", "captions"))
 
 
 class Failure(click.ClickException):
@@ -240,39 +76,6 @@ def explain_os_error(error: OSError) -> str | None:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where} may not be written or read ({error.strerror}): pass a folder of your own with --output-root or --output."
     return None
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The settings that a YAML file gives, checked, by dotted name."""
-    import yaml
-
-    from sd_erase import config
-
-    config.load(path)  # raises for unknown keys and wrong types
-
-    def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-        for key, value in values.items():
-            dotted = f"{prefix}{key}"
-            if isinstance(value, dict) and dotted not in FLAGS:
-                yield from flatten(value, f"{dotted}.")
-            else:
-                yield dotted, value
-
-    return dict(flatten(yaml.safe_load(path.read_text(encoding="utf-8")) or {}))
-
-
-def resolve_config(flags: dict[str, Any], stored: Path | None = None, default: RunConfig | None = None) -> RunConfig:
-    """Defaults, then a run's stored settings, then --config, then the given flags."""
-    from sd_erase import config
-
-    resolved = config.load(stored) if stored is not None and stored.is_file() else default or RunConfig()
-    if flags["config_file"] is not None:
-        resolved = config.override(resolved, read_config_file(flags["config_file"]))
-    given = {name.replace("__", "."): value for name, value in flags.items() if name.replace("__", ".") in FLAGS}
-    given = {dotted: value for dotted, value in given.items() if value is not None and value != ()}
-    if "train.weights" in given:
-        given["train.weights"] = dict(given["train.weights"])
-    return config.override(resolved, given)
 
 
 def unfinished_run(root: Path, config: RunConfig, last_stage: str) -> RunDir | None:
@@ -479,10 +282,10 @@ def main() -> None:
 
 
 @main.command()
-@click.option("-n", "--prompts-count", type=POSITIVE, default=50, show_default=True, help="Prompts that --write-prompts writes.")
+@click.option("-n", "--prompts-count", type=Checked(int, PROMPTS), default=50, show_default=True, help="Prompts that --write-prompts writes.")
 @click.option(
     "--write-prompts",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="Also write captions that no pair contains, to generate.",
 )
@@ -636,10 +439,10 @@ def demo(as_json: bool, **flags: Any) -> None:
 
 
 @main.command("merge")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--run", "run_path", type=click.Path(path_type=Path), metavar="FOLDER", help="Run to write; by default a new one.")
+@click.argument("runs", nargs=-1, required=True, type=FilePath())
+@click.option("--run", "run_path", type=FilePath(), metavar="FOLDER", help="Run to write; by default a new one.")
 @click.option(
-    "--output-root", type=click.Path(path_type=Path), default=Path("outputs"), show_default=True, help="Where a new run goes."
+    "--output-root", type=FilePath(), default=Path("outputs"), show_default=True, help="Where a new run goes."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def merge_command(runs: tuple[Path, ...], run_path: Path | None, output_root: Path, as_json: bool) -> None:
@@ -671,7 +474,7 @@ def merge_command(runs: tuple[Path, ...], run_path: Path | None, output_root: Pa
 
 @main.command("compare")
 @click.argument("recipe")
-@click.option("--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Where it goes; by default outputs/RECIPE.")
+@click.option("--output", type=FilePath(), metavar="FOLDER", help="Where it goes; by default outputs/RECIPE.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def compare_command(recipe: str, output: Path | None, as_json: bool) -> None:
     """Train, draw and measure several methods, concepts and seeds, into one table.
@@ -722,12 +525,12 @@ def bench_options(command: Any) -> Any:
         click.option(
             "--set", "changes", multiple=True, type=Change(), help="Setting of all methods, such as train.steps=3; repeatable."
         ),
-        click.option("--device", default="auto", show_default=True, type=FLAGS["device"].type, help="Where to compute."),
+        click.option("--device", default="auto", show_default=True, type=type_of("device", checked=True), help="Where to compute."),
         click.option(
-            "--dataset", "datasets", multiple=True, metavar="DATASET",
+            "--dataset", "datasets", multiple=True, type=type_of("harvest.dataset", checked=True), metavar="DATASET",
             help="READER:PATH of your own data: cifar100 for the class tables, others for the caption tables; repeatable.",
         ),
-        click.option("--base", default="pocket", show_default=True, help=FLAGS["base"].help),
+        click.option("--base", default="pocket", show_default=True, type=type_of("base", checked=True), help=FLAGS["base"].help),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -735,7 +538,7 @@ def bench_options(command: Any) -> Any:
 
 @main.command("reproduce")
 @click.argument("experiments", nargs=-1, required=True, metavar="ID...")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("outputs/reproduce"), show_default=True, help="Folder.")
+@click.option("--output", type=FilePath(), default=Path("outputs/reproduce"), show_default=True, help="Folder.")
 @click.option(
     "--method", "objectives", multiple=True, metavar="OBJECTIVE", help="One more row: an objective, or MODULE:CLASS; repeatable."
 )
@@ -795,18 +598,18 @@ def reproduce_command(
     help="Setting to search over, by dotted name; repeatable.",
 )
 @click.option(
-    "--random", "number", type=POSITIVE, default=None, help="Try N random points instead of the whole grid.", metavar="N"
+    "--random", "number", type=Checked(int, POINTS), default=None, help="Try N random points instead of the whole grid.", metavar="N"
 )
 @click.option(
     "--data",
     "side",
-    type=click.Choice(["classes", "captions"]),
+    type=Checked(str, SIDES),
     default="classes",
     show_default=True,
     help="Judge on single objects and class names, or on captions.",
 )
-@click.option("--seed", type=COUNT, default=0, show_default=True, help="Seed of the training and of the random points.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("outputs/sweep"), show_default=True, help="Folder.")
+@click.option("--seed", type=type_of("seed", checked=True), default=0, show_default=True, help="Seed of the training and of the random points.")
+@click.option("--output", type=FilePath(), default=Path("outputs/sweep"), show_default=True, help="Folder.")
 @bench_options
 def sweep_command(
     concepts: tuple[str, ...],
@@ -844,7 +647,7 @@ def sweep_command(
 
 
 @main.command("inspect")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=FilePath())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def inspect_command(file: Path, as_json: bool) -> None:
     """Say what a .safetensors file is, what was erased from it, and whether it is intact.

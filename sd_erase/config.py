@@ -1,107 +1,137 @@
-"""The settings of a run: one frozen dataclass a stage, YAML in and out; an unknown key is an error."""
+"""The settings of a run: one frozen dataclass a stage, each field with the rule that its values obey; YAML in and out.
+
+All that is wrong with a configuration is one `SettingsError`, whichever way the settings came in (see `schema`). What depends on the
+model or the machine is checked by `preflight`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
-from sd_erase.errors import UserError, unknown_choice
+from sd_erase import schema
+from sd_erase.catalog import EXPORTS, METHODS, SCHEDULERS
+from sd_erase.concepts import KINDS
+from sd_erase.errors import UserError
+from sd_erase.schema import Fault, SettingsError, setting
+
+MANY = 10_000_000  # steps, pairs, images: more is a slip of the hand
+MAX_SEED = 2**32 - 1  # the largest that numpy takes; torch and every other program take it too
+MAX_PIXELS = 16_384  # of a side
+TOKENS = 75  # of a prompt, beside its start and its end
 
 
 @dataclass(frozen=True)
 class HarvestConfig:
     """Captions into forget and retain pairs."""
 
-    dataset: str = "auto"  # "READER" or "READER:PATH"; "auto": the base's own scenes (pocket)
-    max_forget: int = 1000  # pairs, after sampling; 0 keeps all
-    max_retain: int = 3000
-    train_share: float = 0.7
-    max_missing_share: float = 0.05  # more missing or corrupt images than this is an error
-    exclude: tuple[str, ...] = ()  # words whose captions are left out of both sets
+    dataset: str = setting("auto")  # "READER" or "READER:PATH"; "auto": the base's own scenes (pocket)
+    max_forget: int = setting(1000, low=0, high=MANY)  # pairs, after sampling; 0 keeps all
+    max_retain: int = setting(3000, low=0, high=MANY)
+    train_share: float = setting(0.7, low=0, high=1, open_ends=True)
+    max_missing_share: float = setting(0.05, low=0, high=1)  # more missing or corrupt images than this is an error
+    exclude: tuple[str, ...] = setting((), longest=200)  # words whose captions are left out of both sets
+
+    def __post_init__(self) -> None:
+        _check(self, "harvest")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Pairs into an erased text encoder."""
 
-    objective: str = "robust"  # a row of catalog.METHODS
-    towers: str = "text"  # "text" or "both"
-    steps: int = 0  # 0: the method's default
-    batch_size: int = 32
-    learning_rate: float = 0.0  # 0: the method's default
-    weight_decay: float = 0.0
-    weights: dict[str, float] = field(default_factory=dict)  # loss term -> weight; overrides the method's defaults
-    validate_every: int = 50  # steps
-    lora_rank: int = 0  # 0: full linear weights
-    precision: str = "no"  # Accelerate's mixed precision: "no", "fp16", "bf16"
-    clip: str = ""  # folder or hub id of the base's CLIP partner; empty: the base's row
+    objective: str = setting("robust", choices=tuple(METHODS), pattern=r"[\w.]+:\w+", form="MODULE:CLASS of your own")
+    towers: str = setting("text", choices=("text", "both"))
+    steps: int = setting(0, low=0, high=MANY)  # 0: the method's default
+    batch_size: int = setting(32, low=1, high=65_536)
+    learning_rate: float = setting(0.0, low=0, high=100)  # 0: the method's default
+    weight_decay: float = setting(0.0, low=0, high=100)
+    weights: dict[str, float] = setting({}, low=0, high=1e9)  # loss term -> weight; overrides the method's defaults
+    validate_every: int = setting(50, low=1, high=MANY)  # steps
+    lora_rank: int = setting(0, low=0, high=65_536)  # 0: full linear weights
+    precision: str = setting("no", choices=("no", "fp16", "bf16"))  # Accelerate's mixed precision
+    clip: str = setting("", blank=True)  # folder or hub id of the base's CLIP partner; empty: the base's row
+
+    def __post_init__(self) -> None:
+        _check(self, "train")
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
     """Prompts into pairs of images."""
 
-    prompts: tuple[str, ...] = ()  # files
-    images_per_prompt: int = 8
-    steps: int = 0  # denoising steps; 0: the base's default
-    guidance: float = -1.0  # classifier-free guidance scale; negative: the base's default
-    height: int = 0  # pixels; 0: the base's default
-    width: int = 0
-    negative_prompt: str = ""
-    scheduler: str = "auto"
-    batch_size: int = 0  # images; 0: the base's default
-    clip_skip: int = 0
+    prompts: tuple[str, ...] = setting(())  # files
+    images_per_prompt: int = setting(8, low=1, high=100_000)
+    steps: int = setting(0, low=0, high=1000)  # denoising steps; 0: the base's default
+    guidance: float = setting(-1.0, low=0, high=1000, also=(-1,))  # classifier-free guidance scale; -1: the base's default
+    height: int = setting(0, low=0, high=MAX_PIXELS, multiple_of=8)  # pixels; 0: the base's default
+    width: int = setting(0, low=0, high=MAX_PIXELS, multiple_of=8)
+    negative_prompt: str = setting("", blank=True, longest=10_000)
+    scheduler: str = setting("auto", choices=tuple(SCHEDULERS))
+    batch_size: int = setting(0, low=0, high=65_536)  # images; 0: the base's default
+    clip_skip: int = setting(0, low=0, high=1000)
+
+    def __post_init__(self) -> None:
+        _check(self, "generate")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Images into detections and rates."""
 
-    detector: str = "auto"  # a card's name or a path to one; "auto": the base's default
-    confidence: float = -1.0  # negative: the card's
-    image_size: int = 0  # pixels; 0: the card's
+    detector: str = setting("auto")  # a card's name or a path to one; "auto": the base's default
+    confidence: float = setting(-1.0, low=0, high=1, open_ends=True, also=(-1,))  # -1: the card's
+    image_size: int = setting(0, low=0, high=MAX_PIXELS, multiple_of=32)  # pixels; 0: the card's
+
+    def __post_init__(self) -> None:
+        _check(self, "evaluate")
 
 
 @dataclass(frozen=True)
 class AttackConfig:
     """Words before a prompt that bring the concept back."""
 
-    prompts: tuple[str, ...] = ()  # files; empty: those of the generate section
-    tokens: int = 3  # words of a prefix
-    steps: int = 40
-    candidates: int = 4  # prefixes tried a step
-    images_per_prompt: int = 4
+    prompts: tuple[str, ...] = setting(())  # files; empty: those of the generate section
+    tokens: int = setting(3, low=1, high=TOKENS)  # words of a prefix
+    steps: int = setting(40, low=0, high=MANY)
+    candidates: int = setting(4, low=1, high=100_000)  # prefixes tried a step
+    images_per_prompt: int = setting(4, low=1, high=100_000)
+
+    def __post_init__(self) -> None:
+        _check(self, "attack")
 
 
 @dataclass(frozen=True)
 class ExportConfig:
     """The erased encoder into a file of another program."""
 
-    to: str = "comfyui"
-    dtype: str = "float16"
-    output: str = ""  # a file or folder; empty: the run's export folder
-    checkpoint: str = ""  # of a1111: the file to copy; empty: the base, where that is one
-    rank: int = 0  # of lora; 0: that of the run's LoRA, or 64
-    pipeline: bool = False  # of diffusers: the complete pipeline beside the encoders
-    force: bool = False  # export in spite of what is lost or replaced
+    to: str = setting("comfyui", choices=tuple(EXPORTS))
+    dtype: str = setting("float16", choices=("float16", "float32", "bfloat16"))
+    output: str = setting("", blank=True)  # a file or folder; empty: the run's export folder
+    checkpoint: str = setting("", blank=True)  # of a1111: the file to copy; empty: the base, where that is one
+    rank: int = setting(0, low=0, high=65_536)  # of lora; 0: that of the run's LoRA, or 64
+    pipeline: bool = setting(False)  # of diffusers: the complete pipeline beside the encoders
+    force: bool = setting(False)  # export in spite of what is lost or replaced
+
+    def __post_init__(self) -> None:
+        _check(self, "export")
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """A whole run."""
 
-    concepts: tuple[str, ...] = ()
-    concept_file: str = ""
-    kind: str = "object"
-    exact: bool = False  # take a name that looks misspelt as it is
-    anchor: str | None = None  # None: the card's, or chosen by CLIP; "": remove the phrase
-    base: str = "pocket"
-    seed: int = 0
-    device: str = "auto"  # "auto", "cpu", "cuda", "mps"
+    concepts: tuple[str, ...] = setting((), longest=200)
+    concept_file: str = setting("", blank=True)
+    kind: str = setting("object", choices=KINDS)
+    exact: bool = setting(False)  # take a name that looks misspelt as it is
+    anchor: str | None = setting(None, blank=True, longest=300)  # None: the card's, or chosen by CLIP; "": remove the phrase
+    base: str = setting("pocket")
+    seed: int = setting(0, low=0, high=MAX_SEED)
+    device: str = setting("auto", choices=("auto", "cpu", "cuda", "mps"), pattern=r"cuda:\d{1,3}", form="cuda:N for one of several cards")
     harvest: HarvestConfig = field(default_factory=HarvestConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
@@ -109,52 +139,54 @@ class RunConfig:
     attack: AttackConfig = field(default_factory=AttackConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
 
+    def __post_init__(self) -> None:
+        _check(self)
+        if faults := _relations(self):
+            raise SettingsError(faults)
 
-def _convert(where: str, value: Any, expected: Any) -> Any:
-    """`value` from YAML as `expected`, or a `UserError` that names the key."""
-    origin = typing.get_origin(expected)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        return _convert(where, value, next(arg for arg in typing.get_args(expected) if arg is not type(None)))
-    if dataclasses.is_dataclass(expected):
-        return _build(expected, value, where)
-    if origin is tuple:
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, (list, tuple)):
-            raise UserError(f"Setting {where} must be a list, not {value!r}.")
-        return tuple(_convert(where, item, typing.get_args(expected)[0]) for item in items)
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"Setting {where} must be a mapping of names to numbers, not {value!r}.")
-        return {str(key): _convert(f"{where}.{key}", item, typing.get_args(expected)[1]) for key, item in value.items()}
-    if expected is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if expected is float and isinstance(value, str):
+
+# stage -> its section
+SECTIONS: dict[str, Any] = {one.name: one.default_factory for one in dataclasses.fields(RunConfig) if callable(one.default_factory)}
+
+
+def _check(instance: Any, where: str = "") -> None:
+    if faults := schema.check_fields(instance, where):
+        raise SettingsError(faults)
+
+
+def _relations(config: RunConfig) -> list[Fault]:
+    """What is wrong between settings that are each right by themselves."""
+    faults = []
+    if config.train.lora_rank and config.train.towers == "both":
+        faults.append(
+            Fault("train.lora_rank", f"is {config.train.lora_rank} and train.towers both", "a LoRA holds the text tower only: pass text")
+        )
+    last = max(config.generate.images_per_prompt, config.attack.images_per_prompt) - 1
+    if config.seed + last > MAX_SEED:
+        faults.append(
+            Fault("seed", f"is {config.seed} and the last image's {config.seed + last}", f"pass at most {MAX_SEED - last}")
+        )
+    return faults
+
+
+def from_dict(values: Any, names: Mapping[str, str] | None = None) -> RunConfig:
+    """A `RunConfig` from nested mappings.
+
+    Args:
+        names: what sentences call a setting, by its dotted name, where that is not the dotted name itself.
+
+    Raises:
+        SettingsError: unknown keys, wrong types, and values that a rule forbids; all of them in one sentence.
+    """
+    faults: list[Fault] = []
+    found = schema.converted_fields(RunConfig, values, faults)
+    if not faults:
         try:
-            return float(value)  # YAML reads "1e-4" as text
-        except ValueError:
-            pass
-    if type(value) is not expected:
-        raise UserError(f"Setting {where} must be of type {expected.__name__}, not {value!r}.")
-    return value
-
-
-def _build(kind: type, values: Any, where: str = "") -> Any:
-    if not isinstance(values, dict):
-        raise UserError(f"{where or 'The configuration'} must be a mapping of settings, not {values!r}.")
-    hints = typing.get_type_hints(kind)
-    arguments = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise unknown_choice(f"Setting {where + '.' if where else ''}", key, hints)
-        arguments[key] = _convert(f"{where}.{key}" if where else key, value, hints[key])
-    return kind(**arguments)
-
-
-def from_dict(values: dict[str, Any]) -> RunConfig:
-    """A `RunConfig` from nested mappings; unknown keys and wrong types raise `UserError`."""
-    return _build(RunConfig, values)
+            sections = {name: kind(**found.pop(name)) for name, kind in SECTIONS.items() if name in found}
+            return RunConfig(**found, **sections)
+        except SettingsError as error:
+            faults += error.faults
+    raise SettingsError([dataclasses.replace(fault, name=(names or {}).get(fault.name, fault.name)) for fault in faults])
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -165,48 +197,89 @@ def to_dict(config: Any) -> dict[str, Any]:
             return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-    return plain(dataclasses.asdict(config))
+    found: dict[str, Any] = plain(dataclasses.asdict(config))
+    return found
 
 
 def load(path: str | Path) -> RunConfig:
     """Read a YAML file; a missing or malformed one raises `UserError`."""
+    return from_file(path, read_yaml(path))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a settings file holds, unchecked.
+
+    Raises:
+        UserError: it is missing or no YAML.
+    """
     import yaml
 
     path = Path(path)
     if not path.is_file():
         raise UserError(f"Configuration {path} does not exist: pass a YAML file.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:  # ValueError: a number of 5000 digits
         raise UserError(f"Configuration {path} is not YAML: {' '.join(str(error).split())}") from error
-    return from_dict(values or {})
+
+
+def from_file(path: str | Path, values: Any) -> RunConfig:
+    """`from_dict` of what the file at `path` holds; the sentence names the file."""
+    try:
+        return from_dict(values)
+    except SettingsError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def dump(config: RunConfig) -> str:
     """`config` as YAML; `load` gives it back."""
     import yaml
 
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    return str(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
 
 
-def override(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """`config` with dotted settings replaced, as flags do: ``{"train.steps": 40}``."""
-    nested = to_dict(config)
+def override(config: RunConfig, values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> RunConfig:
+    """`config` with dotted settings replaced, as flags do: ``{"train.steps": 40}``; weights are merged.
+
+    Args:
+        names: see `from_dict`.
+
+    Raises:
+        SettingsError: an unknown setting, or a value that a rule forbids; all of them in one sentence.
+    """
+    names = names or {}
+    nested, faults = to_dict(config), []
     for dotted, value in values.items():
         *sections, key = dotted.split(".")
-        target = nested
+        target: Any = nested
         for section in sections:
-            target = target[section]
-        if key == "weights":
-            value = {**target[key], **value}
-        target[key] = list(value) if isinstance(value, tuple) else value
-    return from_dict(nested)
+            target = target.get(section) if isinstance(target, dict) else None
+        is_weight = sections == ["train", "weights"] and bool(key)
+        if not isinstance(target, dict) or (key not in target and not is_weight):
+            faults.append(unknown(names.get(dotted, dotted)))
+        elif isinstance(target.get(key), dict) and isinstance(value, Mapping):
+            target[key] = {**target[key], **value}
+        else:
+            target[key] = list(value) if isinstance(value, tuple) else value
+    try:
+        changed = from_dict(nested, names)
+    except SettingsError as error:
+        raise SettingsError([*faults, *error.faults]) from error
+    if faults:
+        raise SettingsError(faults)
+    return changed
 
 
-def check_methods(path: Path, shared: dict[str, Any], methods: dict[str, dict[str, Any]]) -> None:
-    """Refuse a recipe whose methods, with the settings that all share, name a setting that does not exist."""
+def unknown(name: str) -> Fault:
+    """The fault of a dotted name that no setting has."""
+    known = [dotted for dotted, _, _ in schema.walk(RunConfig)]
+    return Fault(name, f"does not exist{schema.nearest(name, known)}", "`sd-erase COMMAND --help` lists the settings")
+
+
+def check_methods(path: Path, shared: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a recipe one of whose methods, with the settings that all share, cannot be used."""
     for method, settings in methods.items():
         try:
             override(RunConfig(), {**shared, **settings})
-        except (KeyError, TypeError) as error:
-            raise UserError(f"Recipe {path}: method {method!r} has an unknown setting {error}.") from error
+        except SettingsError as error:
+            raise UserError(f"Recipe {path}, method {method!r}: {error}") from error

@@ -8,18 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase import bases
+from sd_erase.catalog import SCHEDULERS
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError, unknown_choice
 from sd_erase.rundir import fingerprint, replacing
-
-SCHEDULERS: dict[str, str | None] = {
-    "auto": None,  # the pipeline's own
-    "ddim": "DDIMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_a": "EulerAncestralDiscreteScheduler",
-    "dpmpp_2m": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
 
 
 @dataclass(frozen=True)

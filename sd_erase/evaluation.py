@@ -99,8 +99,10 @@ def detector_of(config: RunConfig) -> Detector:
     name = config.evaluate.detector
     if name == "auto":
         name = bases.resolve(config.base).detector
-    wanted = {"confidence": config.evaluate.confidence, "image_size": config.evaluate.image_size}
-    overrides = {key: value for key, value in wanted.items() if value > 0}
+    wanted = config.evaluate
+    overrides: dict[str, Any] = {} if wanted.confidence < 0 else {"confidence": wanted.confidence}
+    if wanted.image_size:
+        overrides["image_size"] = wanted.image_size
     return load_detector(name, device=resources.device(config.device), **overrides)
 
 

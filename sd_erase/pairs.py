@@ -282,7 +282,6 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
     """
     started = time.monotonic()
     progress = progress or NoProgress()
-    _check_limits(config)
     if config.harvest.exclude:
         concepts.excluded_words(config.harvest.exclude)  # refused before anything is read
     base = bases.resolve(config.base)
@@ -356,16 +355,6 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
 
 def _list(selected: Iterable[Concept]) -> str:
     return ", ".join(concept.name for concept in selected)
-
-
-def _check_limits(config: RunConfig) -> None:
-    settings = config.harvest
-    if settings.max_forget < 0 or settings.max_retain < 0:
-        raise UserError("Settings harvest.max_forget and harvest.max_retain must be 0 (all) or more.")
-    if not 0 < settings.train_share < 1:
-        raise UserError(f"Setting harvest.train_share must lie between 0 and 1, not {settings.train_share}.")
-    if not 0 <= settings.max_missing_share <= 1:
-        raise UserError(f"Setting harvest.max_missing_share must lie between 0 and 1, not {settings.max_missing_share}.")
 
 
 def _room(limit: int) -> int:

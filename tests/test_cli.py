@@ -13,9 +13,10 @@ from click.testing import CliRunner, Result
 from conftest import last_json
 
 from sd_erase import stages
-from sd_erase.cli import main, resolve_config
+from sd_erase.cli import main
 from sd_erase.config import RunConfig, load
 from sd_erase.errors import UserError
+from sd_erase.flags import resolve_config
 from sd_erase.rundir import RunDir
 
 ABOUT_NO_RUN = ("compare", "inspect", "merge", "reproduce", "sweep")  # about files, several runs, or many

@@ -259,7 +259,7 @@ def render_scenes(side: str, folder: Path, progress: Progress) -> list[dict[str,
 
 
 def _split(concepts: str) -> list[str]:
-    return [name.strip() for name in concepts.split(" + ")]
+    return [name.strip() for name in concepts.split(" + ") if name.strip()]
 
 
 def _name(text: str) -> str:
