@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sd_erase import bases
-from sd_erase.catalog import SCHEDULERS
-from sd_erase.config import RunConfig
-from sd_erase.errors import UserError, unknown_choice
+from sd_erase.config import GenerateConfig, RunConfig
+from sd_erase.errors import UserError
 from sd_erase.rundir import fingerprint, replacing
 
 
@@ -30,17 +30,11 @@ class Settings:
     clip_skip: int = 0  # layers left out before the last, as diffusers counts: 1 reads layer -2
 
     def __post_init__(self) -> None:
-        if self.scheduler not in SCHEDULERS:
-            raise unknown_choice("Scheduler", self.scheduler, SCHEDULERS)
-        for name in ("height", "width"):
-            value = getattr(self, name)
-            if value < 8 or value % 8:
-                raise UserError(f"Image {name} {value} is no multiple of 8: pass for example {max(8, round(value / 8) * 8)}.")
-        for name in ("images_per_prompt", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"Setting generate.{name} is {getattr(self, name)}: pass 1 or more.")
-        if self.clip_skip < 0:
-            raise UserError(f"Setting generate.clip_skip is {self.clip_skip}: pass 0 or more.")
+        own = {one.name for one in dataclasses.fields(GenerateConfig)}
+        GenerateConfig(**{name: value for name, value in vars(self).items() if name in own})  # whose rules hold here too
+        for name in ("steps", "height", "width", "batch_size"):
+            if not getattr(self, name):
+                raise UserError(f"Setting generate.{name} is 0 where a number is wanted: pass 1 or more.")
 
     @classmethod
     def of(cls, config: RunConfig, base: bases.Base) -> Settings:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase import bases, resources
+from sd_erase.catalog import SCHEDULERS
 from sd_erase.config import RunConfig
-from sd_erase.drawing import SCHEDULERS, Batches, Job, Settings, base_stamp, is_drawn, precision, save_png
+from sd_erase.drawing import Batches, Job, Settings, base_stamp, is_drawn, precision, save_png
 from sd_erase.errors import UserError
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.prompts import Prompt, read_prompt_files

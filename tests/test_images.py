@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from sd_erase import bases, drawing, images
+from sd_erase.catalog import SCHEDULERS
 from sd_erase.config import GenerateConfig, RunConfig
 from sd_erase.errors import UserError
-from sd_erase.images import SCHEDULERS, Settings, generate_pairs, overlong_prompts
+from sd_erase.images import Settings, generate_pairs, overlong_prompts
 from sd_erase.prompts import Prompt
 from sd_erase.rundir import RunDir, read_jsonl
 
@@ -215,8 +216,8 @@ def test_long_prompts_are_named_with_the_words_that_are_cut(tiny: tuple[Any, Any
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"height": 60}, "height 60 is no multiple of 8"),
-        ({"width": -64}, "width -64"),
+        ({"height": 60}, "generate.height is 60: pass a multiple of 8"),
+        ({"width": -64}, "generate.width is -64"),
         ({"scheduler": "eulr"}, "did you mean 'euler'"),
         ({"steps": -1}, "generate.steps is -1"),
         ({"images_per_prompt": 0}, "generate.images_per_prompt is 0"),
@@ -226,6 +227,8 @@ def test_long_prompts_are_named_with_the_words_that_are_cut(tiny: tuple[Any, Any
 def test_bad_settings_are_one_sentence(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Settings.of(RunConfig(generate=GenerateConfig(**changes)), bases.resolve("pocket"))
+    with pytest.raises(UserError, match=message):
+        Settings(**changes)
 
 
 def test_settings_take_the_bases_defaults() -> None:
