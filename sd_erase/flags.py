@@ -17,6 +17,7 @@ from sd_erase import catalog, schema
 from sd_erase.bases import ROWS as BASES
 from sd_erase.config import RunConfig, load, override, read_yaml
 from sd_erase.schema import SettingsError
+from sd_erase.terminal import echo, one_line
 
 PLACEHOLDERS = {int: "N", float: "X", str: "NAME"}
 
@@ -286,7 +287,7 @@ def resolve_config(flags: Mapping[str, Any], stored: Path | None = None, default
     names = {dotted: f"{dotted} of {file}" for dotted in from_file} | {dotted: written[dotted] for dotted in given}
     config = override(resolved, values, names)
     if stored is not None and (kept := inherited(flags, config, default, values)):
-        click.echo(f"From {stored}: {kept}", err=True)
+        echo(f"From {one_line(stored)}: {one_line(kept)}", err=True)
     return config
 
 
