@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +119,23 @@ def resolve(name: str) -> Base:
     )
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A configuration of a model.
+
+    Raises:
+        UserError: it is missing or no JSON.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"File {path} cannot be read ({error.strerror}): restore the model's folder.") from error
+    except ValueError as error:
+        raise UserError(f"File {path} is no valid JSON ({error}): restore the model's folder.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"File {path} holds no settings by name: restore the model's folder.")
+    return found
+
+
 def _image_text_base(path: Path) -> Base | None:
     """The card of a folder that holds transformers' CLIPModel or BlipForImageTextRetrieval, which no denoiser follows; else None."""
     try:
@@ -155,140 +170,3 @@ def _row_of_checkpoint(path: Path) -> Base:
     if family is None:
         raise UserError(f"Base {path} holds no text encoder that Stable Diffusion 1.x, 2.x or XL uses: pass a full checkpoint.")
     return ROWS[{"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[family]]
-
-
-def load_pipeline(base: Base, dtype: Any = None) -> Any:
-    """The diffusers pipeline of `base` on the CPU, without a safety checker and without a progress bar.
-
-    Raises:
-        UserError: the hub cannot be reached, or a file is truncated or missing.
-    """
-    import torch
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
-    if base.family in IMAGE_TEXT:
-        raise UserError(f"Base {base.source} has no denoiser, so it draws no images: pass a Stable Diffusion model.")
-    kind = StableDiffusionXLPipeline if base.family == "sdxl" else StableDiffusionPipeline
-    options: dict[str, Any] = {"torch_dtype": dtype or torch.float32}
-    if kind is StableDiffusionPipeline:
-        options |= {"safety_checker": None, "requires_safety_checker": False}
-    with loading(base.source), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated")  # its successor is unknown to diffusers 0.35
-        if base.source.endswith(".safetensors"):
-            pipeline = kind.from_single_file(base.source, **options, **_own_configuration(base))
-            if base.family == "sd2" and not _predicts_velocity(pipeline.unet):
-                pipeline.scheduler.register_to_config(prediction_type="epsilon")
-        else:
-            pipeline = kind.from_pretrained(base.source, use_safetensors=True, **options)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _own_configuration(base: Base) -> dict[str, Any]:
-    """What `from_single_file` needs so as not to ask the hub: our configuration, and the tokenizers."""
-    tokenizers = {encoder.tokenizer: own_tokenizer(base, encoder) for encoder in base.encoders}
-    options = {"config": str(CONFIGURATIONS / base.configuration), **tokenizers, "local_files_only": True}
-    return options if base.family == "sdxl" else {**options, "feature_extractor": None}
-
-
-def own_tokenizer(base: Base, encoder: TextEncoder) -> Any:
-    """The tokenizer of an encoder in a one-file checkpoint, which holds none: all of CLIP shares one vocabulary."""
-    from transformers import CLIPTokenizer
-
-    # OpenCLIP pads with its token 0, "!"; CLIP-L with its end of text
-    open_clip = {place.encoder: place.open_clip for place in formats.PLACES[base.family]}
-    return CLIPTokenizer.from_pretrained(POCKET_FOLDER / "tokenizer", **({"pad_token": "!"} if open_clip[encoder.name] else {}))
-
-
-def _predicts_velocity(unet: Any) -> bool:
-    """Whether an SD 2.x denoiser predicts velocity (768 px models) or noise (512 px models), which no file states.
-
-    A1111's test: of a constant input at the last step the former returns about the input's negative (modules/sd_models_config.py).
-    """
-    import torch
-
-    sample = torch.full((1, 4, 8, 8), 0.5, dtype=unet.dtype)
-    context = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, dtype=unet.dtype)
-    with torch.inference_mode():
-        return float((unet(sample, 999, context).sample - sample).mean()) < -1
-
-
-def text_encoder_state(base: Base, encoder: TextEncoder) -> dict[str, Any]:
-    """The tensors of the base's own text encoder, with the prefix ``text_model.``, in the type in which they are stored.
-
-    Raises:
-        UserError: the base cannot be loaded.
-    """
-    if base.source.endswith(".safetensors"):
-        return formats.read_encoders(Path(base.source).expanduser())[encoder.name]
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-    with loading(base.source):
-        kind = CLIPTextModelWithProjection if encoder.pooled else CLIPTextModel
-        model = kind.from_pretrained(base.source, subfolder=encoder.name, use_safetensors=True, dtype="auto")
-    return formats.prefixed(model.state_dict())
-
-
-def hub_fault(identifier: str, file: str, kind: str = "model") -> str:
-    """Why nothing can be fetched from the hub's `identifier`, "" where it can or where `file` was fetched before.
-
-    One short request: the libraries try for most of a minute.
-    """
-    import huggingface_hub
-    from huggingface_hub import constants, errors
-
-    if constants.HF_HUB_OFFLINE or isinstance(huggingface_hub.try_to_load_from_cache(identifier, file, repo_type=kind), str):
-        return ""
-    try:
-        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(identifier, file, repo_type=kind), timeout=10)
-    except errors.EntryNotFoundError:  # the hub answers; that file may have another name there
-        return ""
-    except Exception as error:  # no network, no such model, no access, no valid identifier
-        return type(error).__name__
-    return ""
-
-
-class loading:  # noqa: N801 (used as a function)
-    """Turn the libraries' many loading errors into one sentence about `source`.
-
-    Args:
-        advice: what to do where the hub cannot be reached.
-    """
-
-    def __init__(
-        self,
-        source: str,
-        advice: str = "pass a local diffusers folder or a .safetensors checkpoint with --base, or --base pocket",
-        file: str = "model_index.json",
-    ):
-        self.source, self.advice, self.file = source, advice, file
-
-    def __enter__(self) -> loading:
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-
-        for logging in (diffusers_logging, transformers_logging):
-            logging.disable_progress_bar()  # sd-erase shows its own
-        if not Path(self.source).exists() and (fault := hub_fault(self.source, self.file)):
-            raise self._unreachable(fault)
-        return self
-
-    def _unreachable(self, fault: str) -> UserError:
-        return UserError(f"Model {self.source} cannot be fetched from the hub ({fault}): {self.advice}.")
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
-            return
-        text = " ".join(str(error).split())
-        name = type(error).__name__
-        if not Path(self.source).exists():
-            raise self._unreachable(name) from error
-        if re.search("no file named .*safetensors|necessary `safetensors` weights", text):
-            raise UserError(
-                f"Model {self.source} has weights that are pickles (.bin), which can run code when opened, or none at all: pass a "
-                "folder or a checkpoint with .safetensors files."
-            ) from error
-        if name == "SafetensorError" or isinstance(error, (OSError, ValueError, KeyError, RuntimeError)):
-            raise UserError(
-                f"Model {self.source} cannot be loaded ({name}: {text[:200]}): the file is truncated or incomplete."
-            ) from error

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from sd_erase.hub import folder_of, loading, weight_files
+from sd_erase.weights import build, stored
+from sd_erase.weights import load as load_strictly
+
 TEMPERATURE = 0.07  # that BLIP's contrastive loss starts from; transformers' checkpoints do not hold the trained one
 
 
@@ -55,11 +59,19 @@ class BlipAsClip(torch.nn.Module):
 
 
 def load(source: str) -> tuple[BlipAsClip, Any, Any]:
-    """The model in float32, its tokenizer and its image processor, of a folder or hub id."""
-    from transformers import AutoImageProcessor, AutoTokenizer, BlipForImageTextRetrieval
+    """The model in float32, its tokenizer and its image processor, of a folder or hub id.
 
-    model = BlipForImageTextRetrieval.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    Raises:
+        UserError: a file cannot be read, or the tensors do not fit the configuration.
+    """
+    from transformers import AutoImageProcessor, AutoTokenizer, BlipConfig, BlipForImageTextRetrieval
+
+    folder = folder_of(source)
+    with loading(source):
+        model = build(lambda: BlipForImageTextRetrieval(BlipConfig.from_pretrained(folder)))
+        tokenizer, processor = AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    found = stored(weight_files(source, "", "model", f"BLIP {source}"))
+    load_strictly(model, found, torch.float32, "BLIP", source, finite=True)
     if tokenizer.eos_token_id is None:  # BERT's tokenizer ends a text with its separator
         tokenizer.eos_token = tokenizer.sep_token
-    return BlipAsClip(model), tokenizer, AutoImageProcessor.from_pretrained(source)
+    return BlipAsClip(model), tokenizer, processor

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, formats
-from sd_erase.bases import Base, TextEncoder, loading
+from sd_erase import bases, components, formats
+from sd_erase.bases import Base, TextEncoder
 from sd_erase.concepts import Concept, common_nouns
 from sd_erase.errors import UserError
-from sd_erase.formats import PREFIX, prefixed
+from sd_erase.formats import prefixed
+from sd_erase.hub import folder_of, loading
 from sd_erase.rundir import RunDir, replacing
+from sd_erase.weights import load_named
 
 if TYPE_CHECKING:
     import torch
@@ -118,95 +120,59 @@ def load_erased_towers(base: Base, run: RunDir, device: Any) -> Towers:
     run.require("train", "train")
     towers = load_towers(base, device, need_images=True)
     if run.clip.is_file():
-        towers.clip.load_state_dict(load_state(run.clip))
+        load_named(towers.clip, load_state(run.clip), "erased CLIP", run.clip)
     else:
-        state = load_state(run.encoder / base.encoders[0].name / "model.safetensors")
-        prefix = "" if any(key.startswith("text_model.") for key in towers.text.state_dict()) else "text_model."
-        towers.text.load_state_dict({key.removeprefix(prefix): value for key, value in state.items()})
+        file = run.encoder / base.encoders[0].name / "model.safetensors"
+        load_named(towers.text, load_state(file), "erased text encoder", file)
     return towers
 
 
 def _load_partner(base: Base, text: Any) -> tuple[Any, Any]:
     """The CLIP partner with `text` as its text tower, and its image processor."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+    from transformers import CLIPImageProcessor
 
     folder = Path(base.clip_partner) / "clip"
     if folder.is_dir():  # the pocket pack: the text tower is stored once, in text_encoder/
-        config = CLIPConfig.from_pretrained(folder)
-        clip = CLIPModel(config)
-        state = {key: value.float() for key, value in load_state(folder / "model.safetensors").items()}
-        state |= prefixed(text.state_dict())
-        clip.load_state_dict(state)
-        return clip, CLIPImageProcessor.from_pretrained(folder)
-    with loading(base.clip_partner, "pass the folder of that CLIP model with --clip", "config.json"):
-        clip = CLIPModel.from_pretrained(base.clip_partner, dtype="float32")  # a folder of half precision too
-        processor = CLIPImageProcessor.from_pretrained(base.clip_partner)
-    return clip, processor
+        return components.clip_partner(folder, text), CLIPImageProcessor.from_pretrained(folder)
+    clip = components.clip_model(base.clip_partner)
+    with loading(base.clip_partner):
+        return clip, CLIPImageProcessor.from_pretrained(folder_of(base.clip_partner))
 
 
 def difference_from_partner(partner: Any, text: Any) -> float:
     """How far a base's text encoder is from its CLIP partner's text tower: the largest relative difference of a tensor, in L2.
 
-    SD 2.x has one layer fewer than its partner, whose last one is left out.
+    SD 2.x has one layer fewer than its partner, whose last one is left out, as are the rows of tokens that were added to the base.
+
+    Raises:
+        UserError: the partner has fewer layers, or other widths.
     """
     theirs, largest = prefixed(partner.state_dict()), 0.0
     for key, value in prefixed(text.state_dict()).items():
+        if key not in theirs or theirs[key].shape[1:] != value.shape[1:] or len(value) < len(theirs[key]):
+            raise UserError(f"The CLIP partner does not fit the text encoder ({key}): pass its own with --clip.")
         expected = theirs[key].float()
-        largest = max(largest, float((value.float() - expected).norm() / expected.norm().clamp_min(1e-12)))
+        apart = (value[: len(expected)].float() - expected).norm() / expected.norm().clamp_min(1e-12)
+        largest = max(largest, float(apart))
     return largest
-
-
-def build_text_encoder(folder: Path, tensors: dict[str, Any], pooled: bool) -> Any:
-    """A text encoder in float32 of the configuration in `folder`, made of `tensors` (prefixed names).
-
-    SD 2.x checkpoints keep a last block that nothing reads: blocks beyond the configuration's are left out.
-    """
-    from accelerate import init_empty_weights
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    settings = CLIPTextConfig.from_pretrained(folder)
-    with init_empty_weights():  # no second copy of the weights
-        model = (CLIPTextModelWithProjection if pooled else CLIPTextModel)(settings).eval()
-    spare = f"{PREFIX}encoder.layers.{settings.num_hidden_layers}."
-    # this version of transformers may or may not use the prefix in memory
-    with_prefix = any(key.startswith(PREFIX) for key in model.state_dict())
-    state = {
-        key if with_prefix else key.removeprefix(PREFIX): tensor.float()
-        for key, tensor in tensors.items()
-        if not key.startswith(spare)
-    }
-    model.load_state_dict(state, assign=True)
-    return model
 
 
 def _text_encoder(base: Base, encoder: TextEncoder) -> tuple[Any, Any, Any]:
     """A base's text encoder in float32 (a CLIPTextModel), its projection where the denoiser reads it, and its tokenizer."""
-    import torch
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-    with loading(base.source):
-        if base.source.endswith(".safetensors"):
-            folder = bases.CONFIGURATIONS / base.configuration / encoder.name
-            model = build_text_encoder(folder, bases.text_encoder_state(base, encoder), encoder.pooled)
-            tokenizer = bases.own_tokenizer(base, encoder)
-        else:
-            kind = CLIPTextModelWithProjection if encoder.pooled else CLIPTextModel
-            model = kind.from_pretrained(base.source, subfolder=encoder.name, dtype=torch.float32, use_safetensors=True)
-            tokenizer = CLIPTokenizer.from_pretrained(base.source, subfolder=encoder.tokenizer)
+    model, tokenizer = components.text_encoder(base, encoder), components.tokenizer(base, encoder)
     return (model.text_model, model.text_projection, tokenizer) if encoder.pooled else (model, None, tokenizer)
 
 
 def _image_text_model(base: Base) -> tuple[Any, Any, Any]:
     """A CLIPModel, or a BLIP in its shape, in float32, with its tokenizer and image processor."""
-    import torch
-    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+    from transformers import CLIPImageProcessor, CLIPTokenizer
 
+    if base.family == "blip":
+        from sd_erase import blip
+
+        return blip.load(base.source)
+    clip = components.clip_model(base.source)
     with loading(base.source):
-        if base.family == "blip":
-            from sd_erase import blip
-
-            return blip.load(base.source)
-        clip = CLIPModel.from_pretrained(base.source, dtype=torch.float32, use_safetensors=True)
         return clip, CLIPTokenizer.from_pretrained(base.source), CLIPImageProcessor.from_pretrained(base.source)
 
 
@@ -227,12 +193,13 @@ def load_towers(
 
     encoder = encoder or base.encoders[0]
     clip = processor = None
-    notes: tuple[str, ...] = ()
+    notes: list[str] = []
     if base.family in bases.IMAGE_TEXT:
         clip, tokenizer, processor = _image_text_model(base)
         text, projection = clip.text_model, None
     else:
         text, projection, tokenizer = _text_encoder(base, encoder)
+        notes += components.added_tokens(text.config.vocab_size)
     text.eval()
     if clip is None and encoder == base.encoders[0]:
         try:
@@ -244,9 +211,9 @@ def load_towers(
         if clip.config.text_config.hidden_size != text.config.hidden_size:
             raise UserError(f"CLIP partner {base.clip_partner} does not fit the text encoder of {base.source}.")
         if (apart := difference_from_partner(clip.text_model, text)) > SAME_ENCODER:
-            notes = (
+            notes.append(
                 f"The text encoder of {base.name} differs from its CLIP partner's ({base.clip_partner}) by {100 * apart:.2g} % of "
-                "its weights, as a fine-tune's does: its own encoder is what is trained.",
+                "its weights, as a fine-tune's does: its own encoder is what is trained."
             )
         clip.text_model = text
     shared = {id(clip.vision_model): clip.vision_model} if clip is not None and share_vision else {}
@@ -255,7 +222,7 @@ def load_towers(
     for module in (clip, frozen_clip, text, frozen_text, projection):
         if module is not None:
             module.requires_grad_(False).eval().to(device)
-    return Towers(base, encoder, tokenizer, text, frozen_text, projection, clip, frozen_clip, processor, notes)
+    return Towers(base, encoder, tokenizer, text, frozen_text, projection, clip, frozen_clip, processor, tuple(notes))
 
 
 def text_embeddings(clip: Any, pooled: torch.Tensor) -> torch.Tensor:

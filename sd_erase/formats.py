@@ -20,6 +20,7 @@ from sd_erase.headers import PICKLES as PICKLES
 from sd_erase.headers import Header as Header
 from sd_erase.headers import pickle_error as pickle_error
 from sd_erase.headers import read_header as read_header
+from sd_erase.mismatch import is_extra, mismatch
 
 PREFIX = "text_model."
 LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
@@ -209,16 +210,15 @@ def read_encoder(header: Header, prefix: str = "", open_clip: bool = False, proj
     """The state of the text encoder that stands behind `prefix` in a file.
 
     Raises:
-        UserError: tensors are missing.
+        UserError: tensors are missing, or some are no text encoder's.
     """
     own = [name for name in header.tensors if name.startswith(prefix)]
-    mapping = stored_names(text_encoder_keys(count_layers(own), projection), own, prefix, open_clip)
+    layers = count_layers(name for name in own if not is_extra(name.removeprefix(prefix)))
+    mapping = stored_names(text_encoder_keys(layers, projection), own, prefix, open_clip)
     missing = mapping.keys() - header.tensors.keys()
-    if missing:
-        raise UserError(
-            f"File {header.path} lacks {len(missing)} tensors of the text encoder, first {min(missing)}: "
-            "pass a complete file (A1111 and ComfyUI would fill them in silently)."
-        )
+    unknown = [name for name in own if name not in mapping and not is_extra(name.removeprefix(prefix))]
+    if missing or unknown:  # A1111 and ComfyUI would fill in the one and drop the other, silently
+        raise mismatch("text encoder", header.path, missing, unknown)
     stored = read_tensors(header.path, mapping)
     return {key: part for name, keys in mapping.items() for key, part in parted(name, keys, stored[name]).items()}
 
@@ -247,8 +247,12 @@ def read_encoders(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def is_lora(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are a LoRA's."""
-    return any(name.startswith("lora_") or ".lora_A." in name or ".lora_up." in name or ".lora.up." in name for name in names)
+    """Whether tensors of these names are a LoRA's, and not those of a model that was saved with one attached."""
+    names = list(names)
+    marks = ("lora_", ".lora_A.", ".lora_up.", ".lora.up.")
+    return any(name.startswith(marks[0]) or any(mark in name for mark in marks[1:]) for name in names) and not any(
+        ".base_layer." in name for name in names
+    )
 
 
 def add_lora(states: Mapping[str, dict[str, Any]], path: Path) -> dict[str, dict[str, Any]]:

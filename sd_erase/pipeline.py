@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase import formats
-from sd_erase.bases import Base, load_pipeline
+from sd_erase.bases import Base
+from sd_erase.components import load_pipeline
 from sd_erase.errors import UserError
 from sd_erase.rundir import RunDir
+from sd_erase.weights import load_named
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 
@@ -104,19 +106,8 @@ def _states(own: dict[str, Any], source: Path) -> dict[str, dict[str, Any]]:
 def _load(encoder: Any, state: dict[str, Any], source: Path) -> None:
     """Put `state` into a text encoder of transformers, strictly."""
     wanted = encoder.state_dict()
-    bare = {key if key in wanted else key.removeprefix(formats.PREFIX): value for key, value in state.items()}
-    layers = formats.count_layers(wanted)
     # SD 2.x checkpoints keep a last block that is not read; a CLIP-L file has no projection, which the denoiser does not read
-    spare = f"encoder.layers.{layers}."
-    bare = {key: value for key, value in bare.items() if spare not in key}
-    bare = {"text_projection.weight": wanted["text_projection.weight"], **bare} if "text_projection.weight" in wanted else bare
-    missing, extra = wanted.keys() - bare.keys(), bare.keys() - wanted.keys()
-    if missing or extra:
-        raise UserError(
-            f"{source} does not fit this text encoder: {len(missing)} keys are missing ({min(missing, default='none')}), "
-            f"{len(extra)} are unknown ({min(extra, default='none')})."
-        )
-    try:
-        encoder.load_state_dict(bare)
-    except RuntimeError as error:
-        raise UserError(f"{source} does not fit this text encoder: {str(error).splitlines()[-1].strip()}") from error
+    spare = f"encoder.layers.{formats.count_layers(wanted)}."
+    bare = {key: value for key, value in state.items() if spare not in key}
+    own = {key: wanted[key] for key in ("text_projection.weight",) if key in wanted}
+    load_named(encoder, own | bare, "text encoder", source)

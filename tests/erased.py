@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sd_erase import bases
+from sd_erase import bases, components
 from sd_erase.bases import Base
 from sd_erase.config import RunConfig, dump
 from sd_erase.formats import PREFIX, linear_modules
@@ -32,10 +32,7 @@ def erased_run(folder: Path, base: Base, source: str, *, lora: bool = True, rank
     write_json_atomic(run.concepts, [concept])
     generator = torch.Generator().manual_seed(1)
     for encoder in base.encoders:
-        state = {key: value.float() for key, value in bases.text_encoder_state(base, encoder).items()}
-        if base.family == "sd2":  # the block that is not read is not the encoder's
-            last = max(int(key.split(".")[3]) for key in state if ".layers." in key)
-            state = {key: value for key, value in state.items() if f".layers.{last}." not in key}
+        state = {key: value.float() for key, value in components.text_encoder_state(base, encoder).items()}
         layers = 1 + max(int(key.split(".")[3]) for key in state if ".layers." in key)
         factors = {}
         for module in linear_modules(layers):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sd_erase import bases, pipeline
+from sd_erase import bases, components, pipeline
 from sd_erase.attacks import prefix, stage
 from sd_erase.attacks.prefix import Attacked, encode_images, random_prefixes, search, vocabulary
 from sd_erase.concepts import concept_named, write_concepts
@@ -27,7 +27,7 @@ PROMPTS = ["an object next to a dog", "A thing, on the grass.", "an item"]
 
 @pytest.fixture(scope="module")
 def pocket() -> Any:
-    return bases.load_pipeline(bases.resolve("pocket"))
+    return components.load_pipeline(bases.resolve("pocket"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from ldm import checkpoint
 from narrow import build, narrow
 from safetensors.torch import load_file, save_file
 
-from sd_erase import bases
+from sd_erase import bases, components, hub
 from sd_erase.errors import UserError
 
 
@@ -33,7 +33,7 @@ def test_a_one_file_checkpoint_loads_without_a_hub(
     save_file(checkpoint(original), path)
     base = bases.resolve(str(path))
     assert (base.name, base.family, base.resolution) == ("model", family, resolution)
-    loaded = bases.load_pipeline(base)
+    loaded = components.load_pipeline(base)
     for part in ("unet", "vae", *(encoder.name for encoder in base.encoders)):
         expected, found = getattr(original, part).state_dict(), getattr(loaded, part).state_dict()
         assert expected.keys() == found.keys()
@@ -44,7 +44,7 @@ def test_a_one_file_checkpoint_loads_without_a_hub(
     for encoder in base.encoders:
         padding = 49407 if (encoder.name, family) in {("text_encoder", "sd1"), ("text_encoder", "sdxl")} else 0
         assert getattr(loaded, encoder.tokenizer)("a", padding="max_length").input_ids[-1] == padding
-        state = bases.text_encoder_state(base, encoder)
+        state = components.text_encoder_state(base, encoder)
         expected = {key.removeprefix("text_model."): value for key, value in getattr(original, encoder.name).state_dict().items()}
         assert all(torch.equal(expected[key], state[key if "projection" in key else f"text_model.{key}"]) for key in expected)
 
@@ -57,7 +57,7 @@ def test_what_an_sd2_denoiser_predicts_is_found_by_trying(sign: float, answer: b
         def __call__(self, sample: torch.Tensor, step: int, context: torch.Tensor) -> Any:
             return SimpleNamespace(sample=sign * sample)
 
-    assert bases._predicts_velocity(Denoiser()) is answer
+    assert components.predicts_velocity(Denoiser()) is answer
 
 
 def test_the_towers_of_a_one_file_checkpoint_train_without_their_partner(
@@ -138,18 +138,12 @@ def test_the_advice_for_a_pickle_converts_it(tmp_path: Path) -> None:
 def test_a_folder_of_pickles_is_refused(small: Path, tmp_path: Path) -> None:
     build(small).save_pretrained(tmp_path / "model", safe_serialization=False)
     with pytest.raises(UserError, match="has weights that are pickles"):
-        bases.load_pipeline(bases.resolve(str(tmp_path / "model")))
+        components.load_pipeline(bases.resolve(str(tmp_path / "model")))
 
 
-def test_a_hub_that_cannot_be_reached_says_what_to_pass_instead(monkeypatch: pytest.MonkeyPatch) -> None:
-    import diffusers
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr(diffusers.StableDiffusionPipeline, "from_pretrained", fail)
+def test_a_hub_that_cannot_be_reached_says_what_to_pass_instead() -> None:
     with pytest.raises(UserError, match="cannot be fetched from the hub .*--base, or --base pocket"):
-        bases.load_pipeline(bases.resolve("someone/some-model"))
+        components.load_pipeline(bases.resolve("someone/some-model"))
 
 
 def test_a_clip_or_blip_folder_is_a_base_without_a_denoiser(tmp_path: Path) -> None:
@@ -159,7 +153,7 @@ def test_a_clip_or_blip_folder_is_a_base_without_a_denoiser(tmp_path: Path) -> N
         base = bases.resolve(str(tmp_path / kind))
         assert (base.family, base.source, base.clip_partner) == (kind, str(tmp_path / kind), str(tmp_path / kind))
         with pytest.raises(UserError, match="no denoiser"):
-            bases.load_pipeline(base)
+            components.load_pipeline(base)
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UserError, match="model_index.json"):
@@ -178,14 +172,9 @@ def test_an_unreachable_hub_is_told_after_one_request(monkeypatch: pytest.Monkey
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
     with pytest.raises(UserError, match=r"someone/some-model cannot be fetched from the hub \(ConnectionError\).*--base pocket"):
-        bases.load_pipeline(bases.resolve("someone/some-model"))
-    with (
-        pytest.raises(UserError, match="pass the folder of that CLIP model with --clip"),
-        bases.loading("someone/some-clip", "pass the folder of that CLIP model with --clip", "config.json"),
-    ):
-        raise AssertionError("the request comes first")
+        components.load_pipeline(bases.resolve("someone/some-model"))
+    with pytest.raises(UserError, match="pass the folder of that CLIP model with --clip"):
+        components.clip_model("someone/some-clip")
     assert [request["timeout"] for request in asked] == [10, 10]
-    assert asked[0]["url"].endswith("model_index.json") and asked[1]["url"].endswith("config.json")
-    with bases.loading(str(tmp_path)):
-        pass
-    assert len(asked) == 2  # a local folder asks nobody
+    assert all(request["url"].endswith("model_index.json") for request in asked)
+    assert hub.folder_of(str(tmp_path)) == tmp_path and len(asked) == 2  # a local folder asks nobody

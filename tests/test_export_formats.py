@@ -16,7 +16,7 @@ from ldm import checkpoint
 from narrow import build, narrow
 
 import sd_erase
-from sd_erase import bases, catalog
+from sd_erase import bases, catalog, components
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.export.metadata import inspect_file
@@ -93,7 +93,7 @@ def test_only_the_encoder_of_a_checkpoint_is_swapped(model: tuple[Any, Path], tm
     assert len(differing) == sum(count * (4 if name in open_clip else 6) for name, count in layers.items())
     assert manifest["warnings"] == [] and file["difference"] < 2e-3
 
-    loaded = bases.load_pipeline(bases.resolve(file["path"]))  # diffusers' own reader of such files
+    loaded = components.load_pipeline(bases.resolve(file["path"]))  # diffusers' own reader of such files
     for name, state in encoders(run).items():
         found = {key.removeprefix("text_model."): value for key, value in getattr(loaded, name).state_dict().items()}
         assert found.keys() == {key.removeprefix("text_model.") for key in state}
@@ -294,7 +294,7 @@ def test_a_rank_that_loses_much_is_refused_with_the_one_that_does_not(sd15: tupl
     assert not run.export.exists()
     (file,) = export(settings, run, "lora", rank=3, force=True)["files"]
     state = safetensors.torch.load_file(run.encoder / "text_encoder" / "model.safetensors")
-    original = bases.text_encoder_state(bases.resolve(str(sd15[1])), bases.resolve(str(sd15[1])).encoders[0])
+    original = components.text_encoder_state(bases.resolve(str(sd15[1])), bases.resolve(str(sd15[1])).encoders[0])
     tensors = safetensors.torch.load_file(file["path"])
     lost = total = 0.0
     for key in state:
@@ -339,13 +339,13 @@ def test_the_exact_form_holds_biases_that_changed(sd15: tuple[Any, Path], tmp_pa
 def test_diffusers_loads_the_lora(model: tuple[Any, Path], tmp_path: Path) -> None:
     settings, run = run_of(model[1], tmp_path)
     path = path_of(export(settings, run, "lora", dtype="float32"))
-    pipeline = bases.load_pipeline(bases.resolve(str(model[1])))
+    pipeline = components.load_pipeline(bases.resolve(str(model[1])))
     expected = erased_pipeline(pipeline, run)
     pipeline.load_lora_weights(path.parent, weight_name=path.name)
     prompt = "a bicycle next to a dog"
     first, second = (each.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
                      for each in (expected, pipeline))  # fmt: skip
-    plain = bases.load_pipeline(bases.resolve(str(model[1]))).encode_prompt(
+    plain = components.load_pipeline(bases.resolve(str(model[1]))).encode_prompt(
         prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
     )
     for one, other, original in zip(first, second, plain, strict=True):
@@ -386,7 +386,7 @@ def test_a_complete_pipeline_loads_and_draws(sd15: tuple[Any, Path], tmp_path: P
     target = tmp_path / "whole"
     export(settings, run, "diffusers", pipeline=True, dtype="float32", output=str(target))
     loaded = StableDiffusionPipeline.from_pretrained(target, safety_checker=None)
-    expected = erased_pipeline(bases.load_pipeline(bases.resolve(str(sd15[1]))), run)
+    expected = erased_pipeline(components.load_pipeline(bases.resolve(str(sd15[1]))), run)
     assert same_pixels(drawn(expected), drawn(loaded))
     names = set(read_header(target / "text_encoder" / "model.safetensors").tensors)
     assert names == text_encoder_keys(2)
@@ -421,9 +421,9 @@ def same_pixels(first: numpy.ndarray, second: numpy.ndarray) -> bool:
 def test_every_format_of_the_pocket_model_draws_the_same_images(tmp_path: Path, lora: bool) -> None:
     base = bases.ROWS["pocket"]
     settings, run = erased_run(tmp_path, base, "pocket", lora=lora)
-    original = bases.load_pipeline(base)
+    original = components.load_pipeline(base)
     tensors = {f"cond_stage_model.transformer.{key}": value for key, value in
-               bases.text_encoder_state(base, base.encoders[0]).items()}  # fmt: skip
+               components.text_encoder_state(base, base.encoders[0]).items()}  # fmt: skip
     tensors |= {f"model.diffusion_model.{key}": value for key, value in original.unet.state_dict().items()}
     safetensors.torch.save_file({key: value.float() for key, value in tensors.items()}, tmp_path / "pocket.safetensors")
     expected = drawn(erased_pipeline(original, run))
@@ -446,7 +446,7 @@ def test_every_format_of_the_pocket_model_draws_the_same_images(tmp_path: Path, 
 
 def test_an_erased_encoder_is_loaded_from_a_run_and_the_original_stays(sd15: tuple[Any, Path], tmp_path: Path) -> None:
     settings, run = run_of(sd15[1], tmp_path)
-    pipeline = bases.load_pipeline(bases.resolve(str(sd15[1])))
+    pipeline = components.load_pipeline(bases.resolve(str(sd15[1])))
     before = {key: value.clone() for key, value in pipeline.text_encoder.state_dict().items()}
     erased = sd_erase.load_erased(pipeline, str(run.path))
     assert all(torch.equal(before[key], value) for key, value in pipeline.text_encoder.state_dict().items())
@@ -491,7 +491,7 @@ def test_a_file_that_does_not_fit_the_pipeline_is_refused(sd15: tuple[Any, Path]
 
 def test_a_fp16_pipeline_stays_in_fp16(sd15: tuple[Any, Path], tmp_path: Path) -> None:
     settings, run = run_of(sd15[1], tmp_path)
-    pipeline = bases.load_pipeline(bases.resolve(str(sd15[1])), torch.float16)
+    pipeline = components.load_pipeline(bases.resolve(str(sd15[1])), torch.float16)
     path = path_of(export(settings, run, "lora"))
     assert {value.dtype for value in sd_erase.load_erased(pipeline, path).text_encoder.state_dict().values()} == {torch.float16}
 

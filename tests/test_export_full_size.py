@@ -19,8 +19,8 @@ import torch
 from erased import erased_run
 from ldm import _unet_name, _vae_name, encoders
 
-from sd_erase import bases, formats
-from sd_erase.clip import build_text_encoder
+from sd_erase import bases, components, formats
+from sd_erase.components import build_text_encoder
 from sd_erase.export.compare import largest_difference
 
 pytestmark = pytest.mark.slow
@@ -144,7 +144,7 @@ def measure(name: str, folder: Path) -> None:
     before = source.stat()
 
     def originals() -> dict[str, Any]:
-        return {encoder.name: bases.text_encoder_state(base, encoder) for encoder in base.encoders}
+        return {encoder.name: components.text_encoder_state(base, encoder) for encoder in base.encoders}
 
     for to in ("comfyui", "a1111", "lora", "lora-diff", "diffusers"):
         result = export(run.path, "--to", to, *(["--rank", RANK] if to == "lora" else []))

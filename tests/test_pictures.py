@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sd_erase import bases
+from sd_erase import bases, components
 from sd_erase.clip import load_towers
 from sd_erase.errors import UserError
 from sd_erase.metrics.tasks import embed_images, embed_texts
@@ -144,7 +144,7 @@ def test_other_bases_must_name_their_models(bench: Bench) -> None:
 
 def test_a_clip_folder_draws_no_images(folder: Path) -> None:
     with pytest.raises(UserError, match="no denoiser"):
-        bases.load_pipeline(bases.resolve(str(variants.patch_clip(8, folder))))
+        components.load_pipeline(bases.resolve(str(variants.patch_clip(8, folder))))
 
 
 def test_what_was_erased_from_a_clip_alone_is_not_exported(folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ldm import checkpoint
 from narrow import build, narrow
 from safetensors.torch import load_file
 
-from sd_erase import bases
+from sd_erase import bases, components
 from sd_erase.attacks.stage import attack
 from sd_erase.captions.pocket import render
 from sd_erase.clip import encode, load_towers
@@ -151,7 +151,7 @@ def test_a_lora_of_both_is_exported_exactly(folder: Path, tmp_path: Path) -> Non
     config = dataclasses.replace(config, export=ExportConfig(to="lora", dtype="float32"))
     (file,) = export(config, run)["files"]
     assert file["residual"] == 0 and file["rank"] == 4
-    pipeline = bases.load_pipeline(bases.resolve(config.base))
+    pipeline = components.load_pipeline(bases.resolve(config.base))
     erased = erased_pipeline(pipeline, run)
     pipeline.load_lora_weights(Path(file["path"]).parent, weight_name=Path(file["path"]).name)
     options = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
@@ -173,7 +173,7 @@ def test_the_closed_form_and_a_merge_work_on_both(folder: Path, tmp_path: Path) 
     assert [row["encoder"] for row in found["interference"]] == [NAMES[0], NAMES[0], NAMES[1], NAMES[1]]
     base = bases.resolve(str(folder / "xl.safetensors"))
     for encoder in base.encoders:
-        original = bases.text_encoder_state(base, encoder)
+        original = components.text_encoder_state(base, encoder)
         one, other, both = (states(folder, run, encoder.name) for run in (*runs, merged))
         assert any(not torch.allclose(one[key], original[key]) for key in one)
         assert all(torch.allclose(both[key], one[key] + other[key] - original[key], atol=1e-5) for key in both)

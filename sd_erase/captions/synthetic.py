@@ -256,7 +256,7 @@ def draw(
     Raises:
         UserError: the base cannot be loaded, or a single image does not fit into memory.
     """
-    from sd_erase.bases import load_pipeline
+    from sd_erase.components import load_pipeline
 
     size = base.resolution
     settings = Settings(seed, 1, base.steps, base.guidance, size, size, batch_size=base.batch_size)

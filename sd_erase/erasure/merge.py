@@ -24,6 +24,7 @@ from sd_erase.errors import UserError
 from sd_erase.pairs import Pair, read_pairs
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.rundir import RunDir, fingerprint, write_jsonl_atomic
+from sd_erase.weights import load_named
 
 MEASURED = 64  # validation captions of each set, for each run
 
@@ -129,10 +130,9 @@ def merge(runs: Sequence[RunDir], run: RunDir, config: RunConfig, progress: Prog
             if len(base.encoders) > 1:
                 own = [{**row, "encoder": encoder.name} for row in own]
             for number, part in enumerate(runs):
-                (state,) = formats.read_encoders(part.encoder / encoder.name / "model.safetensors").values()
-                bare = {key if key in original else key.removeprefix(formats.PREFIX): value for key, value in state.items()}
-                bare.pop("text_projection.weight", None)  # never changes
-                towers.text.load_state_dict(bare)
+                file = part.encoder / encoder.name / "model.safetensors"
+                (state,) = formats.read_encoders(file).values()
+                load_named(towers.text, state, f"erased {encoder.name}", file)  # without the projection, which never changes
                 for key, value in towers.text.state_dict().items():
                     total[key] += value - original[key]
                 own[number]["alone"] = _errors(towers, concepts[number], anchors, read_pairs(part), config.seed)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sd_erase import bases, formats
+from sd_erase import components, formats
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.export import compare
@@ -49,6 +49,7 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
         if not config.export.force:
             _check_same_encoder(job, header, mappings)
         warnings = [text for place in places.values() for text in position_id_problems(header, place.prefix)]
+        warnings += [text for erased in places for text in components.added_tokens(erased.tokens)]
         file = _write(job, header, places, mappings, target)
         return {"files": [file], "checkpoint": source.name, "warnings": warnings}
 
@@ -120,7 +121,7 @@ def _check_same_encoder(job: Job, header: Header, mappings: dict[Erased, dict[st
     if header.path.resolve() == Path(job.base.source).expanduser().resolve():
         return
     for erased, mapping in mappings.items():
-        original = bases.text_encoder_state(job.base, erased.encoder)
+        original = components.text_encoder_state(job.base, erased.encoder)
         with job.progress(f"comparing {erased.name}", len(mapping)) as task:
             for name, keys in mapping.items():
                 found = formats.read_tensors(header.path, [name])[name].float()

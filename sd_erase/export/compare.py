@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sd_erase.clip import build_text_encoder
+from sd_erase.components import build_text_encoder
 from sd_erase.errors import UserError
 from sd_erase.export.job import TOLERANCE, Erased
 

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sd_erase import __version__, bases
+from sd_erase import __version__, components
 from sd_erase.concepts import read_concepts
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
@@ -19,6 +19,7 @@ from sd_erase.export.job import SHORT, Erased, Job, check_target
 from sd_erase.export.portable import make_portable
 from sd_erase.export.text_encoder import write_encoder
 from sd_erase.formats import prefixed
+from sd_erase.hub import loading
 from sd_erase.progress import Progress
 from sd_erase.rundir import RunDir
 
@@ -78,7 +79,7 @@ def _write_pipeline(job: Job, folder: Path) -> None:
     import torch
 
     with job.progress("writing the pipeline") as task:
-        pipeline = bases.load_pipeline(job.base, getattr(torch, job.config.export.dtype))
+        pipeline = components.load_pipeline(job.base, getattr(torch, job.config.export.dtype))
         size = sum(
             parameter.numel() * parameter.element_size()
             for part in pipeline.components.values()
@@ -105,7 +106,7 @@ def _check_loaded(job: Job, erased: Erased, folder: Path) -> float:
 
     def found() -> dict[str, Any]:
         kind = CLIPTextModelWithProjection if erased.encoder.pooled else CLIPTextModel
-        with bases.loading(str(folder)):
+        with loading(str(folder)):
             model, report = kind.from_pretrained(folder, subfolder=erased.name, output_loading_info=True, use_safetensors=True)
         if report["missing_keys"] or report["unexpected_keys"]:
             raise RuntimeError(f"transformers does not load {folder / erased.name}: {report}")

@@ -52,6 +52,11 @@ class Erased:
     def name(self) -> str:
         return self.encoder.name
 
+    @property
+    def tokens(self) -> int:
+        """The rows of its token embedding."""
+        return formats.read_header(self.folder / "model.safetensors").shape(f"{formats.PREFIX}embeddings.token_embedding.weight")[0]
+
     def tensor(self, key: str) -> Any:
         """One tensor. Each is mapped by itself: a mapping of the whole file would stay in memory as long as one of them does."""
         return formats.read_tensors(self.folder / "model.safetensors", [key])[key]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sd_erase import bases, formats
+from sd_erase import components, formats
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.export import compare
@@ -115,7 +115,7 @@ def _original(job: Job, erased: Erased, kinds: tuple[str, ...]) -> dict[str, Any
     """
     import torch
 
-    original = bases.text_encoder_state(job.base, erased.encoder)
+    original = components.text_encoder_state(job.base, erased.encoder)
     unlike = [key for key in erased.keys if key not in original or original[key].shape != erased.tensor(key).shape]
     if unlike:
         raise UserError(f"Base {job.base.name} does not fit the run's {erased.name} ({unlike[0]}): pass the run's --base.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sd_erase.components import added_tokens
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.export import compare
@@ -38,7 +39,7 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
             for erased, target in zip(job.encoders, targets, strict=True):
                 files.append(write_encoder(job, erased, target))
                 task.advance()
-        return {"files": files}
+        return {"files": files, "warnings": [text for erased in job.encoders for text in added_tokens(erased.tokens)]}
 
     return job.once([str(target) for target in targets], make)
 

@@ -672,7 +672,8 @@ def _generator_scores(target: Path, count: int) -> dict[str, Any]:
 
 def load_pack(target: Path) -> Any:
     """The pack as a diffusers pipeline in float32, without progress bars."""
-    from sd_erase.bases import ROWS, load_pipeline
+    from sd_erase.bases import ROWS
+    from sd_erase.components import load_pipeline
 
     return load_pipeline(replace(ROWS["pocket"], source=str(target)))
 
