@@ -505,7 +505,7 @@ class Change(click.ParamType):
     name = "SETTING=VALUE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        import yaml
+        from sd_erase import yamlfile
 
         if isinstance(value, tuple):
             return value
@@ -513,9 +513,9 @@ class Change(click.ParamType):
         if not (sign and key and text):
             self.fail(f"{value!r} is not of the form SETTING=VALUE, for example train.steps=40.", param, ctx)
         try:
-            return key, yaml.safe_load(text)
-        except yaml.YAMLError:
-            self.fail(f"The value of {key} is not YAML: {text!r}.", param, ctx)
+            return key, yamlfile.parse(text, f"The value of {key}")
+        except UserError as error:
+            self.fail(str(error), param, ctx)
 
 
 def bench_options(command: Any) -> Any:

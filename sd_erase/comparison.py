@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sd_erase import bases, markdown, resources
+from sd_erase import bases, markdown, resources, yamlfile
 from sd_erase.attacks import stage as attacks
 from sd_erase.concepts import Concept, load_concepts, read_concepts
 from sd_erase.config import AttackConfig, RunConfig, check_methods, from_dict, override, to_dict
@@ -70,13 +70,8 @@ def read_recipe(path: str | Path) -> Recipe:
     Raises:
         UserError: no such file, not YAML, an unknown key or setting.
     """
-    import yaml
-
     path = resources.find("recipes", path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"Recipe {path} is not YAML ({' '.join(str(error).split())}): correct it.") from error
+    values = yamlfile.read(path, "Recipe")
     fields = {item.name: item.default for item in dataclasses.fields(Recipe)}
     if not isinstance(values, dict) or not {"concepts", "methods"} <= values.keys() <= fields.keys():
         raise UserError(f"Recipe {path} must be a mapping with concepts and methods, and at most {', '.join(sorted(fields))}.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sd_erase import schema
+from sd_erase import schema, yamlfile
 from sd_erase.catalog import EXPORTS, METHODS, SCHEDULERS
 from sd_erase.concepts import KINDS
 from sd_erase.errors import UserError
@@ -212,15 +212,10 @@ def read_yaml(path: str | Path) -> Any:
     Raises:
         UserError: it is missing or no YAML.
     """
-    import yaml
-
     path = Path(path)
     if not path.is_file():
         raise UserError(f"Configuration {path} does not exist: pass a YAML file.")
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:  # ValueError: a number of 5000 digits
-        raise UserError(f"Configuration {path} is not YAML: {' '.join(str(error).split())}") from error
+    return yamlfile.read(path, "Configuration") or {}
 
 
 def from_file(path: str | Path, values: Any) -> RunConfig:

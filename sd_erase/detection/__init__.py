@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from sd_erase import catalog, resources
+from sd_erase import catalog, resources, yamlfile
 from sd_erase.concepts import label_form
 from sd_erase.errors import UserError, unknown_choice
 
@@ -60,13 +60,8 @@ def read_card(name: str | Path) -> Card:
     Raises:
         UserError: no such card, not YAML, or a key is missing, unknown or of the wrong type.
     """
-    import yaml
-
     path = resources.find("detectors", name)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"Detector card {path} is not YAML ({' '.join(str(error).split())}): correct it.") from error
+    values = yamlfile.read(path, "Detector card")
     if not isinstance(values, dict):
         raise UserError(f"Detector card {path} is no mapping of settings: see the bundled cards.")
     keys = {item.name: item for item in dataclasses.fields(Card) if item.name != "folder"}

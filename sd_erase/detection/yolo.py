@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sd_erase import formats
+from sd_erase import formats, yamlfile
 from sd_erase.detection import BATCH_SIZE, Card, Detection, describe, find_file, letterbox, our_labels, select
 from sd_erase.errors import UserError
 
@@ -74,8 +74,6 @@ class YoloDetector:
 
 
 def _from_safetensors(card: Card) -> tuple[Any, list[str], Path]:
-    import yaml
-
     paths = {name: find_file(card, name) for name in (card.weights, card.architecture) if name}
     for name, path in paths.items():
         if path is None:
@@ -83,10 +81,7 @@ def _from_safetensors(card: Card) -> tuple[Any, list[str], Path]:
     if not card.architecture:
         raise UserError(f"Detector {card.name} has safetensors weights but names no architecture: add one to its card.")
     weights, architecture = paths[card.weights], paths[card.architecture]
-    try:
-        description = yaml.safe_load(architecture.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"Detector {card.name}: {' '.join(str(error).split())} in its files: restore them.") from error
+    description = yamlfile.read(architecture, f"Detector {card.name}: architecture")
     loaded = formats.read_tensors(weights)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in loaded.items()}
     names = list(card.names) or _names(description.get("names"))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sd_erase import catalog, markdown, resources
+from sd_erase import catalog, markdown, resources, yamlfile
 from sd_erase.config import check_methods
 from sd_erase.errors import UserError
 from sd_erase.reproduce.bench import Bench
@@ -81,13 +81,8 @@ def read_recipe(
     Raises:
         UserError: no such file, not YAML, or an unknown key or setting.
     """
-    import yaml
-
     path = resources.find("recipes", f"reproduce/{name}" if name in catalog.EXPERIMENTS else name)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"Recipe {path} is not YAML ({' '.join(str(error).split())}): correct it.") from error
+    values = yamlfile.read(path, "Recipe")
     known = {item.name: item for item in dataclasses.fields(Recipe)}
     if not isinstance(values, dict) or "title" not in values or values.keys() - known.keys():
         raise UserError(f"Recipe {path} must be a mapping with a title, and at most {', '.join(sorted(known))}.")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sd_erase import markdown
+from sd_erase import markdown, yamlfile
 from sd_erase.errors import UserError
 from sd_erase.reproduce import Recipe, markdown_table
 from sd_erase.reproduce.bench import Bench
@@ -59,16 +59,11 @@ def read_axis(text: str) -> Axis:
 
 def _value(text: str) -> Any:
     """A number, a truth value or a word."""
-    import yaml
-
     with contextlib.suppress(ValueError):
         return int(text)
     with contextlib.suppress(ValueError):
         return float(text)  # YAML reads "1e-4" as text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError from error
+    return yamlfile.parse(text, "The value")
 
 
 def points(axes: Sequence[Axis], number: int, seed: int = 0) -> list[dict[str, Any]]:
