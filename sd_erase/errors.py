@@ -13,9 +13,15 @@ class UserError(ValueError):
     """
 
 
+def shortened(value: object, most: int = 100) -> str:
+    """`value` as Python writes it, cut: a file may hold a megabyte where a word belongs."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def unknown_choice(what: str, value: object, choices: Iterable[object]) -> UserError:
     """A `UserError` that lists the choices, the nearest first when one is near."""
     names = [str(choice) for choice in choices]
-    near = difflib.get_close_matches(str(value), names, n=1)
+    near = difflib.get_close_matches(str(value)[:100], names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return UserError(f"{what} {value!r} is unknown{hint}; choose one of: {', '.join(names)}.")
+    return UserError(f"{what} {shortened(value)} is unknown{hint}; choose one of: {', '.join(names)}.")

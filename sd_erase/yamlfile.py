@@ -137,7 +137,7 @@ def _loader() -> Any:
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in (f"{TAG}bool", f"{TAG}value")]
         for first, resolvers in base.yaml_implicit_resolvers.items()
     }
-    Loader.add_implicit_resolver(f"{TAG}bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
+    Loader.add_implicit_resolver(f"{TAG}bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
     for name, build in (("int", _whole), ("float", _decimal), ("timestamp", _date)):
         Loader.add_constructor(f"{TAG}{name}", build)
     return Loader

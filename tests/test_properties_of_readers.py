@@ -5,19 +5,30 @@ Few by default; ``SD_ERASE_EXAMPLES=100000 pytest tests/test_properties_of_reade
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
 import torch
+import yaml
 from safetensors.torch import save
 
 pytest.importorskip("hypothesis", reason="needs sd-erase[dev]")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from sd_erase.comparison import Recipe as Comparison  # noqa: E402
+from sd_erase.comparison import read_recipe as read_comparison  # noqa: E402
+from sd_erase.concepts.cards import own_card, read_yaml  # noqa: E402
+from sd_erase.config import RunConfig, load, to_dict  # noqa: E402
+from sd_erase.detection import Card, read_card  # noqa: E402
 from sd_erase.errors import UserError  # noqa: E402
 from sd_erase.headers import BITS, read_header  # noqa: E402
+from sd_erase.reproduce import Recipe as Experiment  # noqa: E402
+from sd_erase.reproduce import read_recipe as read_experiment  # noqa: E402
 
 # --- safetensors headers ------------------------------------------------------------------------------------------------------
 
@@ -63,3 +74,54 @@ def test_any_file_is_read_or_refused_as_safetensors_does(tmp_path_factory: pytes
         return
     found = safetensors.deserialize(content)  # never taken where the library refuses
     assert {name: list(header.shape(name)) for name in header.tensors} == {name: entry["shape"] for name, entry in found}
+
+
+# --- YAML: settings, recipes, concept and detector cards ----------------------------------------------------------------------
+
+KEYS = [
+    *(field.name for kind in (RunConfig, Card, Comparison, Experiment) for field in dataclasses.fields(kind)),
+    *(field.name for section in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(kind := section.default_factory)
+      for field in dataclasses.fields(kind)),
+    "name", "words", "synonyms", "spared", "anchor", "neighbours", "labels", "templates", "kind", "train.steps", "named", "<<",
+]  # fmt: skip
+yaml_scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.dates() | st.binary(max_size=3)
+    | st.sampled_from(["object", "yolo", "sd", "a photo of a {}", "apple", "{a|b} c", "bat + {bird}", "1:30", "017", "=", "~", "<<"])
+)  # fmt: skip
+yaml_values = st.recursive(
+    yaml_scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | yaml_scalars, inner, max_size=5),
+    max_leaves=15,
+)
+PIECES = ["a: ", "- ", "&a ", "*a", "? ", ": ", "[", "]", "{", "}", ",", "\n", "  ", "'", '"', "|", ">", "#", "!!str ", "!!int ", "!", "%",
+          "---\n", "<<", "1", "x", "\t", "\x00", "\x85", "\ufeff", "name: ", "concepts: ", "methods: ", "title: "]  # fmt: skip
+yaml_texts = (
+    yaml_values.map(lambda value: yaml.safe_dump(value, allow_unicode=True))
+    | st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=40).map("".join)
+    | st.binary(max_size=60).map(lambda content: content.decode("utf-8", "replace"))
+)
+
+
+def read_settings(path: Path) -> None:
+    to_dict(load(path))
+
+
+def read_own_card(path: Path) -> None:
+    own_card(read_yaml(path), f"Concept file {path}")
+
+
+@pytest.mark.parametrize(
+    "reader", [read_settings, read_own_card, read_card, read_comparison, read_experiment], ids=lambda reader: reader.__name__
+)
+def test_any_yaml_is_read_or_refused(reader: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / f"{reader.__name__}.yaml"
+
+    @given(yaml_texts)
+    def check(text: str) -> None:
+        path.write_text(text, encoding="utf-8", errors="replace", newline="")
+        try:
+            reader(path)
+        except UserError as error:
+            assert len(str(error)) < 5000
+
+    check()

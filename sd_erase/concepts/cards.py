@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sd_erase import yamlfile
 from sd_erase.concepts.inflection import NUMBERS_FILE, inflected, inflections
 from sd_erase.concepts.matching import Concept, Matcher, names
 from sd_erase.concepts.phrases import MAX_PHRASE, entries_of, phrase_of, shown

@@ -10,11 +10,12 @@ from typing import Any, Protocol
 
 from sd_erase import catalog, resources, yamlfile
 from sd_erase.concepts import label_form
-from sd_erase.errors import UserError, unknown_choice
+from sd_erase.errors import UserError, shortened, unknown_choice
 
 PADDING = 114 / 255  # the grey that YOLO models are trained with
 MAX_DETECTIONS = 300  # an image
 BATCH_SIZE = 32
+MAX_IMAGE_SIZE = 4096  # pixels
 
 
 @dataclass(frozen=True)
@@ -71,20 +72,35 @@ def read_card(name: str | Path) -> Card:
     absent = [key for key in ("name", "kind", "weights", "image_size", "confidence", "iou", "licence") if key not in values]
     if absent:
         raise UserError(f"Detector card {path} lacks {', '.join(absent)}: add them.")
+    _check_texts(values, path)
     values["names"] = tuple(values.get("names") or ())
     values["labels"] = dict(values.get("labels") or {})
     return _checked(Card(**values, folder=str(path.parent)), str(path))
 
 
+def _check_texts(values: dict[str, Any], path: Path) -> None:
+    """The types of a card's texts, lists and maps; its numbers are checked where a setting may replace them."""
+    for key in ("name", "kind", "weights", "licence", "architecture"):
+        if not isinstance(values.get(key, ""), str) or not values.get(key, "x"):
+            raise UserError(f"Detector card {path}: {key} must be a text, not {shortened(values[key])}.")
+    names, labels = values.get("names") or [], values.get("labels") or {}
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"Detector card {path}: names must be a list of texts, not {shortened(names)}.")
+    if not isinstance(labels, dict) or not all(isinstance(text, str) for pair in labels.items() for text in pair):
+        raise UserError(f"Detector card {path}: labels must map its labels to ours, not {shortened(labels)}.")
+
+
 def _checked(card: Card, where: str) -> Card:
     if card.kind not in catalog.DETECTORS:
         raise unknown_choice(f"Detector card {where}: kind", card.kind, catalog.DETECTORS)
-    if not isinstance(card.image_size, int) or card.image_size < 32 or card.image_size % 32:
-        raise UserError(f"Detector {where}: image size {card.image_size!r} is no multiple of 32 pixels.")
+    if type(card.image_size) is not int or not 32 <= card.image_size <= MAX_IMAGE_SIZE or card.image_size % 32:
+        raise UserError(
+            f"Detector {where}: image size {shortened(card.image_size)} is no multiple of 32 pixels from 32 to {MAX_IMAGE_SIZE}."
+        )
     for key in ("confidence", "iou"):
         value = getattr(card, key)
         if not isinstance(value, (int, float)) or not 0 < value < 1:
-            raise UserError(f"Detector {where}: {key} {value!r} is not between 0 and 1.")
+            raise UserError(f"Detector {where}: {key} {shortened(value)} is not between 0 and 1.")
     return card
 
 
