@@ -270,7 +270,7 @@ def test_random_text_never_breaks_the_matching() -> None:
         ("name: [a]", "name must be text"),
         ("name: x\nwrods: [y]", "did you mean 'words'"),
         ("name: x\nkind: objct", "did you mean 'object'"),
-        ("name: x\nsynonyms: [no]", "quote words"),
+        ("name: x\nsynonyms: [true]", "quote words"),
         ("name: x\nsynonyms: ['--']", "synonyms must be a list of words"),
         ("name: x\nsynonyms: {a: b}", "synonyms must be a list of words"),
         ("name: x\nspared: ['{a|b x']", "unmatched brace"),

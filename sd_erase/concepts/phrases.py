@@ -62,7 +62,7 @@ def entries_of(value: object, where: str) -> list[str]:
         value = split_list(value) if len(value) <= MAX_PHRASE * MAX_ENTRIES else [value]
     items = value or []
     if not isinstance(items, list) or not all(isinstance(item, str) and TOKEN.search(item) for item in items):
-        raise UserError(f'{where} must be a list of words, not {shown(value)} (quote words such as "no").')
+        raise UserError(f'{where} must be a list of words, not {shown(value)} (quote words such as "true").')
     if len(items) > MAX_ENTRIES:
         raise UserError(f"{where} has {len(items):,} entries: write {MAX_ENTRIES:,} at most.")
     return items
