@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from sd_erase import cli, config, yamlfile
+from sd_erase import cli, config, flags, yamlfile
 from sd_erase.comparison import read_recipe
 from sd_erase.concepts.cards import read_yaml
 from sd_erase.detection import read_card
@@ -86,7 +86,7 @@ def test_a_file_that_is_too_large_or_of_another_encoding_is_refused(tmp_path: Pa
 
 
 READERS: dict[str, Any] = {
-    "settings": config.load, "the command line's settings": cli.read_config_file, "comparison": read_recipe, "experiment": read_experiment,
+    "settings": config.load, "the command line's settings": flags.read_config_file, "comparison": read_recipe, "experiment": read_experiment,
     "concept card": read_yaml, "detector card": read_card,
 }  # fmt: skip
 
