@@ -246,58 +246,6 @@ def read_encoders(path: Path) -> dict[str, dict[str, Any]]:
     raise UserError(f"File {path} holds no text encoder of Stable Diffusion: `sd-erase inspect` says what it is.")
 
 
-def is_lora(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are a LoRA's, and not those of a model that was saved with one attached."""
-    names = list(names)
-    marks = ("lora_", ".lora_A.", ".lora_up.", ".lora.up.")
-    return any(name.startswith(marks[0]) or any(mark in name for mark in marks[1:]) for name in names) and not any(
-        ".base_layer." in name for name in names
-    )
-
-
-def add_lora(states: Mapping[str, dict[str, Any]], path: Path) -> dict[str, dict[str, Any]]:
-    """The encoders' states with kohya's LoRA (or its exact form, ``.diff``) added to their linear weights, in float32.
-
-    Args:
-        states: the original encoders by component.
-
-    Raises:
-        UserError: the file is damaged, changes no text encoder, or changes one that is not there.
-    """
-    header = read_header(path)
-    lone = "text_encoder_2" not in states
-    changed = {component: dict(state) for component, state in states.items()}
-    used: set[str] = set()
-    for component, state in states.items():
-        prefix = "lora_te_" if lone else "lora_te1_" if component == "text_encoder" else "lora_te2_"
-        for key in state:
-            module, _, kind = key.rpartition(".")
-            stem = f"{prefix}{module.replace('.', '_')}."
-            own = [name for name in header.tensors if name.startswith(stem)]
-            tensors = {name.removeprefix(stem): value.float() for name, value in read_tensors(path, own).items()}
-            exact = {"weight": "diff", "bias": "diff_b"}.get(kind, "")
-            if exact in tensors:
-                changed[component][key] = state[key].float() + tensors[exact]
-                used.add(stem + exact)
-            elif kind == "weight" and {"lora_up.weight", "lora_down.weight"} <= tensors.keys():
-                down = tensors["lora_down.weight"]
-                scale = float(tensors.get("alpha", down.shape[0])) / down.shape[0]
-                # in peft's order, so that the sum has the very bits of a merged adapter
-                changed[component][key] = state[key].float() + (tensors["lora_up.weight"] @ down) * scale
-                used |= set(own)
-    unused = {name for name in header.tensors if name.startswith("lora_te")} - used
-    if unused or not used:
-        raise UserError(
-            f"File {path} does not fit the text encoder: "
-            + (
-                f"{len(unused)} of its tensors belong to none of its layers, first {min(unused)}."
-                if unused
-                else "it changes none."
-            )
-        )
-    return changed
-
-
 # --- writing ----------------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,15 +50,24 @@ class Header:
         return tuple(self.tensors[name]["shape"])
 
 
+# Checkpoints of pytorch-lightning (sd-v1-4.ckpt) name classes of their training beside the weights, which torch refuses to make.
+# Each gets an empty class in its place, so that nothing of the file's is imported or called; weights keep their types, on whatever
+# card they were saved, and those that share memory, which safetensors cannot store, become copies
+_CONVERSION = (
+    "import sys, zipfile, torch, safetensors.torch; from torch import serialization as s; f, t = sys.argv[1:]; "
+    "n = s.get_unsafe_globals_in_checkpoint(f) if zipfile.is_zipfile(f) else []; e = lambda *a: None; "
+    "s.add_safe_globals([(type('Empty', (), {'__init__': e, '__setstate__': e}), i) for i in n]); "
+    "d = torch.load(f, map_location='cpu', weights_only=True); d = d.get('state_dict', d); "
+    "safetensors.torch.save_file({k: v.detach().clone().contiguous() for k, v in d.items() if isinstance(v, torch.Tensor)}, t)"
+)
+
+
 def pickle_error(what: str, path: Path) -> UserError:
     """The refusal of a pickle, with a line that converts it without running its code."""
-    command = (
-        "import sys, torch, safetensors.torch as s; d = torch.load(sys.argv[1], weights_only=True); "
-        "s.save_file({k: v.clone() for k, v in d.get('state_dict', d).items() if hasattr(v, 'clone')}, sys.argv[2])"
-    )
+    names = " ".join(shlex.quote(str(each)) for each in (path, path.with_suffix(".safetensors")))
     return UserError(
         f"{what} {path} is a pickle, which can run code when opened; convert it and pass the new file: "
-        f'python -c "{command}" {path} {path.with_suffix(".safetensors")}'
+        f'python -c "{_CONVERSION}" {names}'
     )
 
 

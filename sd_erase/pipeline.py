@@ -10,6 +10,7 @@ from sd_erase import formats
 from sd_erase.bases import Base
 from sd_erase.components import load_pipeline
 from sd_erase.errors import UserError
+from sd_erase.lora import add_lora, is_lora
 from sd_erase.rundir import RunDir
 from sd_erase.weights import load_named
 
@@ -91,8 +92,8 @@ def _states(own: dict[str, Any], source: Path) -> dict[str, dict[str, Any]]:
         if not states:
             raise UserError(f"Folder {source} is neither a trained run nor a diffusers folder with a text encoder.")
         return states
-    if formats.is_lora(formats.read_header(source).tensors):
-        return formats.add_lora({name: formats.prefixed(encoder.state_dict()) for name, encoder in own.items()}, source)
+    if is_lora(formats.read_header(source).tensors):
+        return add_lora({name: formats.prefixed(encoder.state_dict()) for name, encoder in own.items()}, source)
     found = formats.read_encoders(source)
     if "" in found:  # a file that does not say which encoder it is
         state = found.pop("")

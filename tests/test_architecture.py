@@ -39,6 +39,7 @@ FOUNDATION = {
     "hub",
     "bases",
     "components",
+    "lora",
     "drawing",
     "progress",
     "resources",

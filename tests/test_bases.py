@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,15 +125,59 @@ def test_what_is_no_model_is_refused_in_one_sentence(
         bases.resolve(name)
 
 
-def test_the_advice_for_a_pickle_converts_it(tmp_path: Path) -> None:
-    path, shared = tmp_path / "my model.ckpt", torch.arange(4.0)
-    torch.save({"state_dict": {"a": shared, "b": shared[:2]}, "epoch": 3}, path)
+def converted(content: Any, path: Path) -> subprocess.CompletedProcess[str]:
+    """What the advice for a pickle does, in a shell as a user would run it."""
+    torch.save(content, path)
     with pytest.raises(UserError) as refusal:
         bases.resolve(str(path))
-    code = str(refusal.value).split('"')[1]
-    target = path.with_suffix(".safetensors")
-    subprocess.run([sys.executable, "-c", code, path, target], check=True)
-    assert {key: value.tolist() for key, value in load_file(target).items()} == {"a": [0, 1, 2, 3], "b": [0, 1]}
+    command = str(refusal.value).partition("pass the new file: python ")[2]
+    return subprocess.run(f"{sys.executable} {command}", shell=True, capture_output=True, text=True, cwd=path.parent)
+
+
+@pytest.fixture
+def lightning(monkeypatch: pytest.MonkeyPatch) -> type:
+    """A class where pytorch-lightning has its own, which is not installed."""
+    place = "pytorch_lightning.callbacks.model_checkpoint"
+    kind = type("ModelCheckpoint", (), {"__module__": place})
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", place):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[place].ModelCheckpoint = kind  # type: ignore[attr-defined]
+    return kind
+
+
+def test_the_advice_for_a_pickle_converts_a_checkpoint_of_lightning(tmp_path: Path, lightning: type) -> None:
+    shared, path = torch.arange(4.0), tmp_path / "sd v1's.ckpt"
+    settings = lightning()
+    settings.monitor = "val/loss"
+    state = {"a": shared, "b": shared[:2], "half": torch.nn.Parameter(torch.ones(2).half()), "turned": torch.arange(6).reshape(2, 3).T, "step": 3}
+    result = converted({"state_dict": state, "callbacks": {lightning: {"best": 1}}, "settings": settings, "epoch": 3}, path)
+    assert result.returncode == 0, result.stderr
+    found = load_file(path.with_suffix(".safetensors"))
+    assert {key: value.tolist() for key, value in found.items()} == {
+        "a": [0, 1, 2, 3], "b": [0, 1], "half": [1, 1], "turned": [[0, 3], [1, 4], [2, 5]]
+    }  # fmt: skip
+    assert found["half"].dtype == torch.float16
+
+
+class Evil:
+    """What runs a command where a pickle is opened with trust."""
+
+    def __reduce__(self) -> Any:
+        return subprocess.getoutput, ("touch marker",)
+
+
+def test_the_advice_for_a_pickle_runs_none_of_its_code(tmp_path: Path) -> None:
+    result = converted({"state_dict": {"a": torch.ones(1)}, "evil": Evil()}, tmp_path / "evil.ckpt")
+    assert not (tmp_path / "marker").exists()
+    assert result.returncode != 0 or load_file(tmp_path / "evil.safetensors").keys() == {"a"}
+
+
+def test_the_advice_for_a_pickle_converts_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "old.pt"
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda content, target: save(content, target, _use_new_zipfile_serialization=False))
+    assert converted({"a": torch.ones(2)}, path).returncode == 0
+    assert load_file(path.with_suffix(".safetensors"))["a"].tolist() == [1, 1]
 
 
 def test_a_folder_of_pickles_is_refused(small: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ldm import _unet_name, _vae_name, encoders
 from sd_erase import bases, components, formats
 from sd_erase.components import build_text_encoder
 from sd_erase.export.compare import largest_difference
+from sd_erase.lora import add_lora
 
 pytestmark = pytest.mark.slow
 RANK = 8
@@ -150,7 +151,7 @@ def measure(name: str, folder: Path) -> None:
         result = export(run.path, "--to", to, *(["--rank", RANK] if to == "lora" else []))
         paths = [Path(file["path"]) for file in result["files"]]
         if to in ("lora", "lora-diff"):
-            difference = check(run, base, lambda encoder, path=paths[0]: formats.add_lora(originals(), path)[encoder.name])
+            difference = check(run, base, lambda encoder, path=paths[0]: add_lora(originals(), path)[encoder.name])
         elif to == "a1111":
             difference = check(run, base, lambda encoder, path=paths[0]: formats.read_encoders(path)[encoder.name])
         else:

@@ -7,13 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from sd_erase.errors import UserError
 from sd_erase.formats import (
     HASH,
-    PLACES,
-    add_lora,
     checkpoint_family,
     joined,
     parted,
@@ -76,16 +73,3 @@ def test_a_written_file_is_what_safetensors_reads(tmp_path: Path) -> None:
     assert header.start % 8 == 0 and header.metadata["title"] == "ünïcode"
     assert header.metadata[HASH] == f"0x{digest}" == "0x" + hashlib.sha256(path.read_bytes()[header.start :]).hexdigest()
     json.dumps(header.metadata)
-
-
-def test_a_lora_is_scaled_by_alpha_over_rank(tmp_path: Path) -> None:
-    key = "text_model.encoder.layers.0.mlp.fc1.weight"
-    up, down, weight = torch.randn(4, 2), torch.randn(2, 3), torch.randn(4, 3)
-    name = f"{PLACES['sd1'][0].lora}text_model_encoder_layers_0_mlp_fc1"
-    path = tmp_path / "lora.safetensors"
-    save_file({f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down, f"{name}.alpha": torch.tensor(1.0)}, path)
-    found = add_lora({"text_encoder": {key: weight, "other": weight}}, path)["text_encoder"]
-    assert torch.allclose(found[key], weight + 0.5 * up @ down) and found["other"] is weight
-    save_file({"lora_unet_x.lora_up.weight": up}, path)
-    with pytest.raises(UserError, match="it changes none"):
-        add_lora({"text_encoder": {key: weight}}, path)

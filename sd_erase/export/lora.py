@@ -17,6 +17,7 @@ from sd_erase.export import compare
 from sd_erase.export.job import SHORT, Erased, Job, save, sha256, written
 from sd_erase.export.modelspec import modelspec
 from sd_erase.formats import linear_modules, lora_name
+from sd_erase.lora import add_lora
 from sd_erase.progress import Progress
 from sd_erase.rundir import RunDir
 
@@ -237,7 +238,7 @@ def _write(
 
         def found(erased: Erased) -> dict[str, Any]:
             names = {each.name: original for each, original in originals.items()}
-            state = formats.add_lora(names, temporary)[erased.name]
+            state = add_lora(names, temporary)[erased.name]
             return {key: state[key] for key in erased.keys}
 
         difference = max(compare.compare(erased, lambda erased=erased: found(erased)) for erased in job.encoders)

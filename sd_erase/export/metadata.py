@@ -13,6 +13,7 @@ from sd_erase import formats
 from sd_erase.export.checkpoint import position_id_problems
 from sd_erase.export.integrity import check as integrity_of
 from sd_erase.formats import PREFIX, Header, text_encoder_keys
+from sd_erase.lora import is_lora
 
 # (width, layers) of known text encoders
 ENCODERS = {
@@ -82,7 +83,7 @@ def _recognise(header: Header) -> tuple[str, dict[str, Any], list[str], list[str
     )
     if is_checkpoint:
         return _checkpoint(header)
-    if formats.is_lora(names):
+    if is_lora(names):
         return _lora(header)
     if any(name.startswith("transformer.resblocks.") for name in names):
         if any(name.startswith("visual.") for name in names):
