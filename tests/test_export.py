@@ -5,18 +5,20 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from conftest import replaced
 
+from sd_erase import bases, catalog
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.export.compare import largest_difference
 from sd_erase.export.metadata import inspect_file
 from sd_erase.export.text_encoder import export
-from sd_erase.formats import text_encoder_keys
+from sd_erase.formats import read_header, text_encoder_keys
 from sd_erase.rundir import RunDir
 
 
@@ -210,3 +212,69 @@ def test_inspect_refuses_what_is_no_safetensors_file(tmp_path: Path) -> None:
     for path, message in ((pickle, "pickle"), (truncated, "no complete"), (tmp_path / "none", "does not exist")):
         with pytest.raises(UserError, match=message):
             inspect_file(path)
+
+
+# --- what is there already ----------------------------------------------------------------------------------------------------
+
+
+def export_to(settings: RunConfig, run: RunDir, to: str, output: Path, **values: Any) -> dict[str, Any]:
+    config = replaced(settings, "export", to=to, output=str(output), **values)
+    return catalog.resolve(catalog.EXPORTS, to, "Export")(config, run)
+
+
+@pytest.mark.parametrize("to", ["comfyui", "lora", "lora-diff"])
+def test_a_file_that_is_not_ours_or_was_changed_is_refused_before_any_work(
+    settings: RunConfig, run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    target = tmp_path / "mine.safetensors"
+    other = {"lora": torch.zeros(3)}
+    safetensors.torch.save_file(other, target)
+    before = target.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("sd_erase.export.lora._original", lambda *_: pytest.fail("it worked first"))
+        patch.setattr("sd_erase.export.text_encoder.rounded", lambda *_: pytest.fail("it worked first"))
+        with pytest.raises(UserError, match="was not written by sd-erase, or was changed since.* --force"):
+            export_to(settings, run, to, target)
+    assert target.read_bytes() == before
+    assert export_to(settings, run, "comfyui", target, force=True)["files"][0]["path"] == str(target)
+    export_to(settings, run, "comfyui", target, dtype="float32")  # its own, as it was written
+    tensors = {name: tensor + 1 for name, tensor in safetensors.torch.load_file(target).items()}
+    safetensors.torch.save_file(
+        tensors, target, read_header(target).metadata
+    )  # another program's, which kept what we said of ours
+    with pytest.raises(UserError, match="was changed since"):
+        export_to(settings, run, "comfyui", target)
+
+
+def test_no_export_hits_the_run_s_files_or_the_base(settings: RunConfig, run: RunDir) -> None:
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    for place in (
+        run.encoder / "text_encoder" / "model.safetensors", run.encoder / "new.safetensors", run.path / "cache",
+        bases.POCKET_FOLDER / "unet" / "diffusion_pytorch_model.safetensors", bases.POCKET_FOLDER / "new.safetensors",
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="stay as they are|stays as it is"):
+            export_to(settings, run, "comfyui", place, force=True)
+    with pytest.raises(UserError, match="stay as they are|stays as it is"):
+        export_to(settings, run, "diffusers", run.images, force=True)
+    assert before == {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
+def test_an_exported_folder_is_replaced_only_as_it_was_written(settings: RunConfig, run: RunDir, tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for dtype in ("float16", "float32"):
+        export_to(settings, run, "diffusers", target, dtype=dtype)
+    assert (
+        read_header(target / "text_encoder" / "model.safetensors").tensors["text_model.final_layer_norm.bias"]["dtype"] == "F32"
+    )
+    (target / "samples").mkdir()
+    (target / "samples" / "1.png").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"was changed since sd-erase wrote it \(such as samples/1.png\)"):
+        export_to(settings, run, "diffusers", target)
+    assert (target / "samples" / "1.png").read_bytes() == b"mine"
+    export_to(settings, run, "diffusers", target, force=True)
+    assert not (target / "samples").exists()
+    (tmp_path / "home" / "photos").mkdir(parents=True)
+    for folder in (tmp_path / "home", run.path.parent):
+        with pytest.raises(UserError, match="is not an export of sd-erase"):
+            export_to(settings, run, "diffusers", folder, force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "model", "outputs"]

@@ -396,7 +396,7 @@ def test_a_complete_pipeline_loads_and_draws(sd15: tuple[Any, Path], tmp_path: P
     )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("x")
-    with pytest.raises(UserError, match="is not an earlier export of this run"):
+    with pytest.raises(UserError, match="is not an export of sd-erase"):
         export(settings, run, "diffusers", output=str(tmp_path / "mine"))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 

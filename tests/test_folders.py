@@ -88,11 +88,11 @@ def test_a_folder_with_other_files_is_no_run_whatever_fails(work: Path, run: str
 def test_a_failed_harvest_removes_only_what_it_made(work: Path) -> None:
     failing.append("harvest")
     (work / "empty").mkdir()
-    assert invoke("train", "--concept", "bicyle", "--run", "empty").exit_code == 2
+    assert invoke("train", "--concept", "dog", "--run", "empty").exit_code == 2
     assert list((work / "empty").iterdir()) == []  # it was there before
-    assert invoke("train", "--concept", "bicyle", "--run", "new/run").exit_code == 2
+    assert invoke("train", "--concept", "dog", "--run", "new/run").exit_code == 2
     assert list((work / "new").iterdir()) == []
-    assert invoke("train", "--concept", "bicyle").exit_code == 2
+    assert invoke("train", "--concept", "dog").exit_code == 2
     assert list((work / "outputs").iterdir()) == []
 
 

@@ -13,7 +13,7 @@ from sd_erase import components, formats
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.export import compare
-from sd_erase.export.job import CODES, TOLERANCE, Erased, Job, sha256, written
+from sd_erase.export.job import CODES, TOLERANCE, Erased, Job, sha256
 from sd_erase.export.modelspec import modelspec
 from sd_erase.formats import Header, Place
 from sd_erase.progress import Progress
@@ -53,7 +53,7 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
         file = _write(job, header, places, mappings, target)
         return {"files": [file], "checkpoint": source.name, "warnings": warnings}
 
-    return job.once([str(source), state.st_size, state.st_mtime_ns, str(target)], make)
+    return job.once([str(source), state.st_size, state.st_mtime_ns, str(target)], make, [target])
 
 
 def _source(job: Job) -> Path:
@@ -190,7 +190,7 @@ def _write(
     }
     for stale in ("sshs_model_hash", "sshs_legacy_hash"):  # of the original's bytes
         metadata.pop(stale, None)
-    with written(target, size) as temporary:
+    with job.written(target, size) as temporary:
         with job.progress("writing (MB)", size // 10**6) as task, header.path.open("rb") as stream:
             done = 0
 

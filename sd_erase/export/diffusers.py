@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,14 @@ from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.evaluation import render_markdown
 from sd_erase.export import compare
-from sd_erase.export.job import SHORT, Erased, Job, check_target
+from sd_erase.export.job import SHORT, Erased, Job, check_space, sha256
 from sd_erase.export.portable import make_portable
 from sd_erase.export.text_encoder import write_encoder
+from sd_erase.folders import DESKTOP, MARK, entries, mark, mark_of, staging
 from sd_erase.formats import prefixed
 from sd_erase.hub import loading
 from sd_erase.progress import Progress
 from sd_erase.rundir import RunDir
-
-STAGE = "export-diffusers"
 
 
 def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> dict[str, Any]:
@@ -39,9 +37,9 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     target = _target(job)
 
     def make() -> dict[str, Any]:
-        check_target(target.with_name(f".{target.name}.new"), 0)  # makes the parent
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as place:
-            folder = Path(place) / "new"
+        _check_target(job, target)
+        with staging(target.parent) as place:
+            folder = place / "new"
             if config.export.pipeline:
                 _write_pipeline(job, folder)
             files = []
@@ -53,8 +51,9 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
             for erased, entry in zip(job.encoders, files, strict=True):
                 entry["difference"] = max(entry["difference"], _check_loaded(job, erased, folder))
                 entry["path"] = str(target / erased.name / "model.safetensors")
+            mark(folder, "export", {"files": _listing(folder)})
             if target.exists():
-                os.replace(target, Path(place) / "old")  # removed with the temporary folder
+                os.replace(target, place / "old")  # removed with the temporary folder
             os.replace(folder, target)
         return {"files": files, "folder": str(target)}
 
@@ -62,16 +61,45 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
 
 
 def _target(job: Job) -> Path:
-    """--output itself, or a folder of a telling name among the run's exports; nothing of somebody else's is replaced."""
+    """--output itself, or a folder of a telling name among the run's exports."""
     kind = "pipeline" if job.config.export.pipeline else "diffusers"
     output = Path(job.config.export.output).expanduser() if job.config.export.output else None
     target = output or job.run.export / f"{job.stem}-{kind}-{SHORT[job.config.export.dtype]}"
-    ours = (job.run.read_manifest(STAGE) or {}).get("folder") == str(target) or target.parent == job.run.export
-    if target.exists() and not (target.is_dir() and (ours or not any(target.iterdir()))):
-        raise UserError(f"Output {target} exists and is not an earlier export of this run: pass an empty folder with --output.")
     if target.suffix == ".safetensors":
         raise UserError(f"Output {target} names a file, but --to diffusers writes a folder: pass one with --output.")
     return target
+
+
+def _listing(folder: Path) -> dict[str, str]:
+    """Every file in `folder` but its mark, with its hash."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in {*DESKTOP, MARK})
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def _check_target(job: Job, target: Path) -> None:
+    """Whether the folder may be written: a new or an empty one, or an export that nobody changed, or any export with --force.
+
+    Raises:
+        UserError: it may not, or its parent cannot be written.
+    """
+    job.check_place(target)
+    check_space(target.parent, 0)
+    if not target.exists() or (target.is_dir() and not entries(target)):
+        return
+    known = (mark_of(target) or {}) if target.is_dir() else {}
+    if known.get("kind") != "export":
+        raise UserError(
+            f"Output {target} exists and is not an export of sd-erase: remove it, or pass an empty folder with --output."
+        )
+    if job.config.export.force:
+        return
+    found = _listing(target)
+    changed = sorted(name for name in found.keys() | known["files"].keys() if found.get(name) != known["files"].get(name))
+    if changed:
+        raise UserError(
+            f"Output {target} was changed since sd-erase wrote it (such as {changed[0]}): move that away, pass another folder with "
+            "--output, or pass --force to replace the whole folder."
+        )
 
 
 def _write_pipeline(job: Job, folder: Path) -> None:
@@ -86,7 +114,7 @@ def _write_pipeline(job: Job, folder: Path) -> None:
             if isinstance(part, torch.nn.Module)
             for parameter in part.parameters()
         )
-        check_target(folder.parent / "model", size)
+        check_space(folder.parent, size)
         pipeline.save_pretrained(folder, safe_serialization=True)
         task.advance()
     for erased in job.encoders:  # transformers 5.6 and later write names without text_model.

@@ -10,9 +10,8 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ from sd_erase import __version__, bases, formats
 from sd_erase.bases import Base, TextEncoder
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError, unknown_choice
+from sd_erase.export.integrity import data_sha256
+from sd_erase.folders import staging, umask_mode
 from sd_erase.progress import NoProgress, Progress
-from sd_erase.rundir import RunDir, fingerprint, umask_mode
+from sd_erase.rundir import RunDir, fingerprint
 
 SHORT = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 # safetensors' names of the types
@@ -147,8 +148,64 @@ class Job:
             raise UserError(f"Output {output} is neither a folder nor a .safetensors file: pass one of these with --output.")
         return output
 
-    def once(self, inputs: list[Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What `make` returns, as the export's manifest; not made again while its inputs and its files are the same."""
+    def check_target(self, target: Path) -> None:
+        """Whether the file `target` may be written.
+
+        Raises:
+            UserError: it is a folder, or a file of somebody else's and --force is not given; or it is, in any case, a file of the
+                run's stages or of the base.
+        """
+        if target.is_dir():
+            raise UserError(f"Output {target} is a folder of that name: pass another file with --output.")
+        self.check_place(target)
+        if target.exists() and not (self.config.export.force or self._wrote(target)):
+            raise UserError(
+                f"Output {target} exists and was not written by sd-erase, or was changed since: remove it, pass another file with "
+                "--output, or pass --force to replace it."
+            )
+
+    def check_place(self, target: Path) -> None:
+        """Refuse the places of what the export is made from."""
+        if _is_inside(target, self.run.export):
+            return
+        source = Path(self.base.source).expanduser()
+        if self.run.owns(target):
+            raise UserError(
+                f"Output {target} is one of the files of run {self.run}, which stay as they are: pass another --output."
+            )
+        if source.exists() and _is_inside(target, source):
+            raise UserError(f"Output {target} is the base's, which stays as it is: pass another place with --output.")
+
+    def _wrote(self, path: Path) -> bool:
+        """Whether an exported file is there; outside the run only one whose numbers are as they were written."""
+        try:
+            header = formats.read_header(path)
+        except UserError:
+            return False
+        if "sd_erase.version" not in header.metadata:
+            return False
+        return _is_inside(path, self.run.export) or header.metadata.get(formats.HASH) == f"0x{data_sha256(header)}"
+
+    @contextlib.contextmanager
+    def written(self, target: Path, size: int) -> Iterator[Path]:
+        """A temporary file beside `target` to write and compare; it takes the target's name when the block ends well."""
+        self.check_target(target)
+        check_space(target.parent, size)
+        with contextlib.ExitStack() as stack:
+            try:
+                place = stack.enter_context(staging(target.parent))
+            except OSError as error:
+                raise _unwritable(target, error) from error
+            yield place / target.name
+            (place / target.name).chmod(umask_mode())
+            os.replace(place / target.name, target)
+
+    def once(self, inputs: list[Any], make: Callable[[], dict[str, Any]], targets: Sequence[Path] = ()) -> dict[str, Any]:
+        """What `make` returns, as the export's manifest; not made again while its inputs and its files are the same.
+
+        Args:
+            targets: files that are checked before `make` does any work.
+        """
         stage = f"export-{self.config.export.to}"
         settings = dataclasses.asdict(self.config.export)
         digest = fingerprint(
@@ -158,6 +215,8 @@ class Job:
         done = self.run.read_manifest(stage)
         if done and done.get("inputs") == digest and all(_is_intact(file) for file in done["files"]):
             return done
+        for target in targets:
+            self.check_target(target)
         self.run.reopen(stage)
         return self.run.complete(stage, digest, make())
 
@@ -197,51 +256,24 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_target(target: Path, size: int) -> None:
-    """Whether `size` bytes can be written to `target`.
+def _is_inside(path: Path, place: Path) -> bool:
+    """Whether `path` is `place` or lies in it."""
+    path, place = path.expanduser().resolve(), place.resolve()
+    return path == place or place in path.parents
 
-    Raises:
-        UserError: its folder cannot be made or is too small, or `target` is a folder or somebody else's file.
-    """
-    if target.is_dir():
-        raise UserError(f"Output {target} is a folder of that name: pass another file with --output.")
-    if target.exists() and not _is_ours(target):
-        raise UserError(f"Output {target} exists and was not written by sd-erase: remove it, or pass another file with --output.")
+
+def check_space(folder: Path, size: int) -> None:
+    """Make `folder`; raises `UserError` where that cannot be done or `size` bytes do not fit."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(target.parent).free
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise _unwritable(folder, error) from error
     if free < size + SPARE_BYTES:
         raise UserError(
-            f"no space left on {target.parent} ({size / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free): "
+            f"no space left on {folder} ({size / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free): "
             "free some, or pass another folder with --output."
         )
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        return "sd_erase.version" in formats.read_header(path).metadata
-    except UserError:
-        return False
-
-
-@contextlib.contextmanager
-def written(target: Path, size: int) -> Iterator[Path]:
-    """A temporary file beside `target` to write and compare; it takes the target's name when the block ends well."""
-    check_target(target, size)
-    try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=".safetensors")
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, umask_mode())  # temporary files are private; this one is for other programs
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _unwritable(target: Path, error: OSError) -> UserError:

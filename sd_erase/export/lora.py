@@ -14,7 +14,7 @@ from sd_erase import components, formats
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.export import compare
-from sd_erase.export.job import SHORT, Erased, Job, save, sha256, written
+from sd_erase.export.job import SHORT, Erased, Job, save, sha256
 from sd_erase.export.modelspec import modelspec
 from sd_erase.formats import linear_modules, lora_name
 from sd_erase.lora import add_lora
@@ -68,7 +68,7 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
         }
         return {"files": [_write(job, originals, tensors, "lora", metadata, {"rank": rank, "residual": loss})]}
 
-    return job.once([rank], make)
+    return job.once([rank], make, [_target(job, "lora")])
 
 
 def export_diff(config: RunConfig, run: RunDir, progress: Progress | None = None) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def export_diff(config: RunConfig, run: RunDir, progress: Progress | None = None
                     tensors[f"{name}.diff_b"] = lambda key=f"{module}.bias", change=change: change(key)
         return {"files": [_write(job, originals, tensors, "lora-diff", {}, {})]}
 
-    return job.once([], make)
+    return job.once([], make, [_target(job, "lora-diff")])
 
 
 def _place(job: Job, erased: Erased) -> formats.Place:
@@ -200,6 +200,10 @@ def _extracted(
     return tensors, {**losses, rank: losses.get(rank, 0.0)}
 
 
+def _target(job: Job, kind: str) -> Path:
+    return job.target(f"{job.stem}-{kind}-{SHORT[job.config.export.dtype]}.safetensors")
+
+
 def _write(
     job: Job,
     originals: dict[Erased, dict[str, Any]],
@@ -212,7 +216,7 @@ def _write(
     import torch
 
     dtype = getattr(torch, job.config.export.dtype)
-    target = job.target(f"{job.stem}-{kind}-{SHORT[job.config.export.dtype]}.safetensors")
+    target = _target(job, kind)
     typed = {name: lambda make=make: make().to(dtype).contiguous() for name, make in tensors.items()}
     size = sum(make().numel() for make in tensors.values()) * dtype.itemsize
     if not all(make().isfinite().all() for make in typed.values()):
@@ -233,7 +237,7 @@ def _write(
         **metadata,
         **job.provenance(),
     }
-    with written(target, size) as temporary:
+    with job.written(target, size) as temporary:
         digest = save(temporary, typed, job.config.export.dtype, metadata)
 
         def found(erased: Erased) -> dict[str, Any]:

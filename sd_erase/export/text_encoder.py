@@ -9,7 +9,7 @@ from sd_erase.components import added_tokens
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.export import compare
-from sd_erase.export.job import SHORT, Erased, Job, rounded, save, sha256, written
+from sd_erase.export.job import SHORT, Erased, Job, rounded, save, sha256
 from sd_erase.export.modelspec import modelspec
 from sd_erase.formats import read_encoder, read_header
 from sd_erase.progress import Progress
@@ -41,7 +41,7 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
                 task.advance()
         return {"files": files, "warnings": [text for erased in job.encoders for text in added_tokens(erased.tokens)]}
 
-    return job.once([str(target) for target in targets], make)
+    return job.once([str(target) for target in targets], make, targets)
 
 
 def _kind(erased: Erased) -> str:
@@ -69,7 +69,7 @@ def write_encoder(job: Job, erased: Erased, target: Path) -> dict[str, Any]:
         **job.provenance(),
         "sd_erase.encoder": erased.name,
     }
-    with written(target, size) as temporary:
+    with job.written(target, size) as temporary:
         digest = save(
             temporary, {key: lambda key=key: rounded(key, erased.tensor(key), dtype) for key in erased.keys}, dtype, metadata
         )
