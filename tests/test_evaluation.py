@@ -17,7 +17,7 @@ from sd_erase.concepts import Concept, all_cards, concept_named, write_concepts
 from sd_erase.config import EvaluateConfig, RunConfig
 from sd_erase.detection import Detection
 from sd_erase.errors import UserError
-from sd_erase.metrics.rates import ImagePair, detection_rates, mcnemar, share, surplus, wilson
+from sd_erase.metrics.rates import ImagePair, detection_rates, mcnemar, row, share, surplus, surplus_p_values, wilson
 from sd_erase.metrics.verdicts import doubts
 from sd_erase.rundir import RunDir, read_jsonl, write_jsonl_atomic
 
@@ -95,6 +95,32 @@ def test_surplus_counts_doubles_and_strangers() -> None:
     assert found["named_others_mean_count"] == pytest.approx(5 / 3) and found["named_others_asked"] == 1.0
     assert (found["doubled"]["count"], found["doubled"]["n"]) == (2, 3)
     assert found["unnamed"]["count"] == 2 and found["unnamed_labels"] == {"cat": 1, "chair": 1}
+
+
+def test_surplus_is_compared_pair_by_pair() -> None:
+    """Doubled: two grew, none shrank of three; unnamed: five grew, one shrank."""
+    grew = [pair(n, ["dog", "bus"], ["dog", "dog", "bus", "bus"], ["dog", "bus"]) for n in range(1)]
+    pairs = [*grew, pair(1, ["dog", "dog"], ["dog", "dog"], ["dog"])]
+    pairs += [pair(n, [], ["cat"]) for n in range(2, 7)] + [pair(7, ["cat"], []), pair(8, ["cat"], ["chair"]), pair(9, [], [])]
+    assert surplus_p_values(pairs, TARGETS) == {"doubled": pytest.approx(mcnemar(0, 2)), "unnamed": pytest.approx(mcnemar(1, 5))}
+    assert surplus([], "original", TARGETS)["named_others_mean_count"] == surplus([], "original", TARGETS)["named_others_asked"] == 0.0
+
+
+def test_rows_need_both_sides_of_every_image() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        row("x", "target", [True, False], [True])
+    assert row("x", "target", [True], None) == {
+        "name": "x", "role": "target", "images": 1, "original": share([True]), "erased": None, "change": None, "kept": None,
+        "p_value": None,
+    }  # fmt: skip
+
+
+def test_a_line_of_its_own_for_prompts_that_name_the_target() -> None:
+    def roles(*named: bool) -> list[str]:
+        return [row["role"] for row in detection_rates([pair(n, [], [], named=each) for n, each in enumerate(named)], TARGETS)]
+
+    assert roles(True, False) == ["target", "target_named"]
+    assert roles(True, True) == roles(False, False) == ["target"]
 
 
 def compare(prompt: str, labels: Sequence[str], concept: str = "apple", after: Sequence[str] = ()) -> dict[str, Any]:

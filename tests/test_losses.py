@@ -7,13 +7,15 @@ import math
 import pytest
 import torch
 
-from sd_erase.erasure.losses import consistency, forgetting, relative_error, retention
+from sd_erase.erasure.losses import consistency, forgetting, prediction_divergence, relative_error, retention, spread
 
 
 def test_forgetting_is_the_mean_similarity_of_matching_pairs() -> None:
     images = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     texts = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
     assert forgetting(images, texts).item() == pytest.approx((1.0 + 0.96) / 2)  # eq. 2; 0.6 * 0.8 + 0.8 * 0.6
+    wide = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0]]), torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0]])
+    assert forgetting(*wide).item() == pytest.approx(0.98)  # the sum runs over dimensions, the mean over pairs
 
 
 def test_retention_is_the_symmetric_cross_entropy() -> None:
@@ -42,6 +44,43 @@ def test_consistency_is_the_divergence_from_the_original() -> None:
 def test_consistency_is_averaged_over_the_batch() -> None:
     original, student = torch.zeros(3, 2), torch.tensor([[math.log(3.0), 0.0]] * 3)
     assert consistency(original, student).item() == pytest.approx(consistency(original[:1], student[:1]).item())
+
+
+def test_consistency_is_over_the_dimensions_of_each_embedding() -> None:
+    original, student = torch.tensor([[0.0, 0.0, 0.0], [0.0, 2.0, 1.0]]), torch.tensor([[1.0, 0.0, -1.0], [0.5, 1.0, 0.0]])
+
+    def softmax(row: torch.Tensor) -> list[float]:
+        total = sum(math.exp(value) for value in row.tolist())
+        return [math.exp(value) / total for value in row.tolist()]
+
+    expected = 0.0
+    for before, after in zip(original, student, strict=True):
+        expected += sum(p * math.log(p / q) for p, q in zip(softmax(before), softmax(after), strict=True)) / 2
+    assert consistency(original, student).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_prediction_divergence_goes_both_ways() -> None:
+    original = torch.zeros(2, 2)
+    student = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
+
+    def divergence(q: float) -> float:
+        return 0.5 * math.log(0.5 / q) + 0.5 * math.log(0.5 / (1 - q))
+
+    # rows: (3/4, 1/4) and (1/2, 1/2); columns: (3/4, 1/4) and (1/2, 1/2)
+    assert prediction_divergence(original, student).item() == pytest.approx(divergence(0.75) / 2, rel=1e-5)
+    wide, moved = torch.zeros(1, 3), torch.tensor([[math.log(2.0), 0.0, 0.0]])
+    # one image, three texts: a row of (1/2, 1/4, 1/4), and three columns that hold nothing but themselves
+    expected = sum(1 / 3 * math.log(1 / 3 / q) for q in (0.5, 0.25, 0.25)) / 2
+    assert prediction_divergence(wide, moved).item() == pytest.approx(expected, rel=1e-5)
+    assert prediction_divergence(wide.T, moved.T).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_spread_is_the_variance_about_the_mean_state() -> None:
+    states = torch.tensor([[[0.0, 10.0], [2.0, 10.0]], [[0.0, 14.0], [2.0, 14.0]]])  # each dimension about its own mean
+    assert spread(states).item() == pytest.approx((1.0 + 4.0) / 2)
+    assert spread(torch.ones(2, 3, 4)).item() == pytest.approx(1e-8)  # never a division by zero
+    assert relative_error(states + 1.0, states).item() == pytest.approx(1.0 / 2.5)
+    assert relative_error(states + 1.0, states, over=torch.tensor(0.5)).item() == pytest.approx(2.0)
 
 
 def test_relative_error_is_one_for_the_mean_and_zero_for_the_target() -> None:

@@ -19,6 +19,7 @@ SURE_KEPT = 0.85  # the share of the original's rate below which the interval's 
 FEW_IMAGES = 10  # fewer carry no verdict, unless what is found cannot be chance
 WEAK_TEST = 0.5  # an original that shows the concept less often makes its absence say less
 FLAT_SHARE = 0.1  # of the images: more of a single colour than this carry no verdict
+SIGNIFICANT = 0.05  # p-values below it are called beyond chance
 HARDLY_KEPT = 0.5  # where this little of all else is left, an absent concept proves nothing
 
 Evaluation = Mapping[str, Any]
@@ -54,8 +55,9 @@ def percent(share: float | None) -> str:
 
 def judge_target(evaluation: Evaluation | None) -> Verdict:
     """Is it really gone? The worst concept's answer, and one sentence a concept with the numbers it rests on."""
+    evaluation = evaluation or {}
     rows = target_rows(evaluation)
-    if evaluation is None or not rows or any(row["erased"] is None or not row["images"] for row in rows):
+    if not rows or any(row["erased"] is None or not row["images"] for row in rows):
         return Verdict("Not measured yet", "open")
     judged = [_judge_row(row, evaluation) for row in rows]
     answer, tone = min(judged, key=lambda one: next(place for place, start in enumerate(_ORDER) if one[0].startswith(start)))
@@ -86,11 +88,10 @@ def _judge_row(row: Mapping[str, Any], evaluation: Evaluation) -> tuple[str, str
 
 def _unmeasurable(row: Mapping[str, Any], evaluation: Evaluation) -> str:
     """Why the images cannot tell whether a concept is gone; "" where they can."""
-    images = evaluation.get("images", 0)
-    flat = evaluation.get("flat", {}).get("erased", 0)
-    if flat and flat > FLAT_SHARE * (images + evaluation.get("left_out", 0)):
+    flat = evaluation.get("flat", {}).get("erased")
+    if flat and flat > FLAT_SHARE * (evaluation["images"] + evaluation["left_out"]):
         return "too many of the erased images are a single colour"
-    if evaluation.get("naming", {}).get(plain_name(row), 1) == 0:
+    if evaluation.get("naming", {}).get(plain_name(row)) == 0:
         return "no prompt names it"
     if row["images"] < FEW_IMAGES:
         return f"{row['images']} images are too few"
@@ -109,16 +110,15 @@ def _judge_absence(row: Mapping[str, Any], evaluation: Evaluation) -> tuple[str,
 
 def judge_others(evaluation: Evaluation | None) -> Verdict:
     """What did it break? The answer in a word, and sentences on all other named objects and on the ones that suffered."""
-    rows = (evaluation or {}).get("rows", ())
+    if not evaluation:
+        return Verdict("Not measured yet", "open")
     total = _others(evaluation)
-    if evaluation is None or total is None or total["kept"] is None:
-        return Verdict(
-            "Not measured yet" if not rows else "Cannot be told: no prompt names another object that the detector finds", "open"
-        )
+    if total is None or total["kept"] is None:
+        return Verdict("Cannot be told: no prompt names another object that the detector finds", "open")
     sentences = [
         f"Of everything else that the prompts name, {percent(total['original']['rate'])} was found with the original encoder and "
         f"{percent(total['erased']['rate'])} with the erased one: {percent(total['kept'])} of the original rate is kept.",
-        _harmed(rows),
+        _harmed(evaluation["rows"]),
         *_beyond(evaluation),
     ]
     return Verdict(*_judge_kept(total), sentences, [_change(total)])
@@ -136,7 +136,8 @@ def _judge_kept(total: Mapping[str, Any]) -> tuple[str, str]:
 
 def _harmed(rows: Sequence[Mapping[str, Any]]) -> str:
     """Which single objects are found less often than chance explains."""
-    lost = [row for row in rows if row["role"] == "object" and (row["change"] or 0) < 0 and (row["p_value"] or 1) < 0.05]
+    objects = [row for row in rows if row["role"] == "object" and row["change"] is not None]
+    lost = [row for row in objects if row["change"] < 0 and row["p_value"] < SIGNIFICANT]
     if not lost:
         return "No single object is found less often beyond chance (p < 0.05)."
     listed = ", ".join(
@@ -154,12 +155,15 @@ _BEYOND = {
 
 def _beyond(evaluation: Evaluation) -> list[str]:
     """What more is in the images than was asked for, where it grew beyond chance."""
-    surplus, p_values = evaluation.get("surplus", {}), evaluation.get("surplus_p", {})
+    p_values = evaluation.get("surplus_p")
+    if not p_values:
+        return []
+    before, after = evaluation["surplus"]["original"], evaluation["surplus"]["erased"]
     return [
         f"More often than before, beyond chance (p = {p_values[kind]:.2g}): {what} "
-        f"({percent(surplus['original'][kind]['rate'])} to {percent(surplus['erased'][kind]['rate'])})."
+        f"({percent(before[kind]['rate'])} to {percent(after[kind]['rate'])})."
         for kind, what in _BEYOND.items()
-        if p_values.get(kind, 1) < 0.05 and surplus["erased"][kind]["rate"] > surplus["original"][kind]["rate"]
+        if p_values[kind] < SIGNIFICANT and after[kind]["rate"] > before[kind]["rate"]
     ]
 
 
@@ -186,7 +190,7 @@ def doubts(evaluation: Evaluation) -> list[str]:
 def _doubts_of(row: Mapping[str, Any], evaluation: Evaluation) -> list[str]:
     """The doubts about one concept's row."""
     name, before = plain_name(row), row["original"]["rate"]
-    if evaluation.get("naming", {}).get(name, 1) == 0:
+    if evaluation.get("naming", {}).get(name) == 0:
         return [f"No prompt names {name}: its rates say nothing about its erasure. Pass --prompts with a list that does."]
     found = []
     if row["images"] < FEW_IMAGES:
@@ -199,15 +203,15 @@ def _doubts_of(row: Mapping[str, Any], evaluation: Evaluation) -> list[str]:
     return found
 
 
-def target_rows(evaluation: Evaluation | None) -> list[Mapping[str, Any]]:
+def target_rows(evaluation: Evaluation) -> list[Mapping[str, Any]]:
     """One row an erased concept: over the images whose prompt names it, where the others are told apart."""
-    rows = (evaluation or {}).get("rows", ())
+    rows = evaluation.get("rows", ())
     named = {plain_name(row): row for row in rows if row["role"] == "target_named"}
     return [named.get(plain_name(row), row) for row in rows if row["role"] == "target"]
 
 
-def _others(evaluation: Evaluation | None) -> Mapping[str, Any] | None:
-    return next((row for row in (evaluation or {}).get("rows", ()) if row["role"] == "others"), None)
+def _others(evaluation: Evaluation) -> Mapping[str, Any] | None:
+    return next((row for row in evaluation["rows"] if row["role"] == "others"), None)
 
 
 def plain_name(row: Mapping[str, Any]) -> str:
