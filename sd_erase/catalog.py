@@ -25,13 +25,13 @@ METHODS = {
 READERS = {
     "pocket": "sd_erase.captions.pocket:read",
     "synthetic": "sd_erase.captions.synthetic:read",
-    "flickr30k": "sd_erase.captions.flickr30k:read",
-    "flickr8k": "sd_erase.captions.flickr8k:read",
-    "coco": "sd_erase.captions.coco:read",
-    "cc12m": "sd_erase.captions.cc12m:read",
+    "flickr30k": "sd_erase.captions.named:flickr30k",
+    "flickr8k": "sd_erase.captions.named:flickr8k",
+    "coco": "sd_erase.captions.named:coco",
+    "cc12m": "sd_erase.captions.named:cc12m",
     "cifar100": "sd_erase.captions.cifar100:read",
     "folder": "sd_erase.captions.folder:read",
-    "jsonl": "sd_erase.captions.jsonl:read",
+    "jsonl": "sd_erase.captions.named:json_lines",
 }
 DETECTORS = {
     "yolo": "sd_erase.detection.yolo:YoloDetector",

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd_erase import bases, catalog, concepts, folders, resources
-from sd_erase.captions import Caption, choose_dataset, open_dataset, synthetic
+from sd_erase.captions import Caption, Tally, choose_dataset, digest, open_dataset, synthetic
 from sd_erase.concepts import TOKEN, Concept, Match, Matcher
 from sd_erase.config import to_dict
 from sd_erase.errors import UserError
@@ -236,9 +236,10 @@ def _stream(
     run: RunDir,
     selected: list[Concept],
     wanted: Collection[str] | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[Caption]:
     """The data set's captions without those that name what is excluded."""
-    captions = open_dataset(dataset, base, run.data, wanted, concepts=selected, seed=config.seed)
+    captions = open_dataset(dataset, base, run.data, wanted, concepts=selected, seed=config.seed, tally=tally)
     if not config.harvest.exclude:
         return captions
     excluded = concepts.excluded_words(config.harvest.exclude)
@@ -252,23 +253,11 @@ def _needs_images(config: RunConfig) -> bool:
 
 def _inputs(config: RunConfig, base: bases.Base, selected: list[Concept], draws: bool) -> str:
     """What the pairs depend on."""
-    reader, _, path = config.harvest.dataset.partition(":")
-    # the pocket's scenes are written by the first harvest itself, always the same
-    files = _stamps(Path(path).expanduser()) if path and reader != "pocket" else []
+    files = digest(config.harvest.dataset)
     drawn = ["drawn"] if draws else []
     return fingerprint(
         to_dict(config.harvest), [concept.to_dict() for concept in selected], config.seed, base.source, files, *drawn
     )
-
-
-def _stamps(location: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of a file, or of a folder's files: a folder itself does not change when a file in it does."""
-    if location.is_dir():
-        with os.scandir(location) as entries:
-            files = sorted((entry.name, entry.stat()) for entry in entries if entry.is_file())
-    else:
-        files = [(location.name, location.stat())] if location.exists() else []
-    return [(name, status.st_size, status.st_mtime_ns) for name, status in files]
 
 
 def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) -> dict[str, Any]:
@@ -296,8 +285,11 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
     stream = functools.partial(_stream, config, dataset, base, run, selected)
     statistics: Counter[str] = Counter()
     named: Counter[str] = Counter({concept.name: 0 for concept in selected})
+    tally = Tally()
     with progress("reading captions", None) as task:
-        forget, forgotten_images, splits = _first_pass(config, stream, selected, statistics, named, task)
+        forget, forgotten_images, splits = _first_pass(
+            config, functools.partial(stream, tally=tally), selected, statistics, named, task
+        )
         missing_concepts = [concept for concept in selected if not named[concept.name]]
         if missing_concepts:
             raise _no_match(missing_concepts[0], stream(), "the pocket world" if dataset == "pocket" else dataset)
@@ -310,9 +302,7 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
         task.advance(images.checked)
     _report_missing(config, run, images)
     if not chosen["forget"]:
-        raise UserError(
-            f"No caption of {config.harvest.dataset} that names a concept has a usable image: see {run.missing}."
-        )
+        raise UserError(f"No caption of {config.harvest.dataset} that names a concept has a usable image: see {run.missing}.")
     if not chosen["retain"]:
         raise UserError(
             f"Every image of {config.harvest.dataset} has a caption that names {_list(selected)}, so nothing is left to retain: "
@@ -348,6 +338,8 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
         "splits": "the data set's own" if own_splits else f"by image, {config.harvest.train_share:.0%} train",
         "statistics": {**statistics, "images_forgotten": len(forgotten_images), "mean_words": _mean_words(pairs)},
         "sample": {name: _sample_of(pairs, name, config.seed) for name in ("forget", "retain")},
+        "skipped": dict(tally.counts),
+        "warnings": tally.sentences(dataset),
         "seconds": round(time.monotonic() - started, 2),
     }
     return run.complete("harvest", inputs, result)

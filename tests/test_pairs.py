@@ -7,6 +7,7 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import random
 import re
 import tarfile
@@ -521,6 +522,32 @@ def test_a_finished_harvest_is_repeated_only_when_its_inputs_change(
     run.pairs.unlink()
     harvest(dataclasses.replace(config, seed=1), run)
     assert run.pairs.is_file()
+
+
+def test_an_edited_caption_in_a_folder_below_is_harvested_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = counted(monkeypatch)
+    for number in range(8):
+        picture(tmp_path / "data" / "below" / f"{number}.png")
+        text = tmp_path / "data" / "below" / f"{number}.caption"
+        text.write_text(f"a {'bicycle' if number < 4 else 'dog'} {number}", encoding="utf-8")
+    config, run = settings(f"folder:{tmp_path / 'data'}", "bicycle"), RunDir(tmp_path / "run")
+    assert harvest(config, run)["captions_naming"] == {"bicycle": 4}
+    count, stamp = len(opened), text.stat()
+    text.write_text("a bike 7", encoding="utf-8")
+    harvest(config, run)
+    assert len(opened) > count
+    text.write_text("a cow 71", encoding="utf-8")
+    os.utime(text, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert harvest(config, run)["captions_naming"] == {"bicycle": 4}
+
+
+def test_what_is_skipped_is_counted_in_the_manifest_and_said(tmp_path: Path) -> None:
+    rows = world(40)
+    rows[7]["caption"] = None
+    dataset = jsonl(tmp_path, rows)
+    _, manifest, _ = harvested(tmp_path / "run", dataset, "bicycle")
+    assert manifest["skipped"] == {"null captions": 1} and manifest["statistics"]["captions"] == 199
+    assert manifest["warnings"] == [f"Of {dataset} were skipped: null captions (1, at line 8)."]
 
 
 def test_pairs_are_read_back_as_they_were_and_damage_is_told(tmp_path: Path) -> None:

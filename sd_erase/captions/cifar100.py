@@ -8,19 +8,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from sd_erase.captions import (
-    MAX_ROW,
-    Caption,
-    image_bytes,
-    parquet_files,
-    parquet_rows,
-    parquet_schema,
-    reading,
-    require_some,
-    shard_name,
-    splits_of_names,
-    take_out,
-)
+from sd_erase.captions.arrow import files_of, image_bytes, rows_of, schema_of, shard_name, splits_of_names
+from sd_erase.captions.caption import Caption, Tally, checked
+from sd_erase.captions.files import MAX_ROW, reading, take_out
 from sd_erase.errors import UserError
 
 TEMPLATES = (
@@ -70,15 +60,18 @@ def _load(path: Path) -> dict[bytes, Any]:
     return {key if isinstance(key, bytes) else str(key).encode(): value for key, value in values.items()}
 
 
-def read(path: Path, folder: Path | None = None, wanted: Collection[str] | None = None, **_: Any) -> Iterator[Caption]:
+def read(
+    path: Path, folder: Path | None = None, wanted: Collection[str] | None = None, tally: Tally | None = None, **_: Any
+) -> Iterator[Caption]:
     """One caption an image, of the folder with ``train``, ``test`` and ``meta`` or of parquet files.
 
     Raises:
         UserError: no such files, or malformed or unsafe ones.
     """
-    shards = parquet_files(path)
+    shards = files_of(path)
     captions = _parquet(shards, folder, wanted) if shards else _pickles(path, folder, wanted)
-    yield from require_some(captions, path, "CIFAR-100's train, test and meta, or parquet files")
+    shape = "CIFAR-100's train, test and meta, or parquet files"
+    yield from checked(captions, path, shape, Tally() if tally is None else tally)
 
 
 def caption_of(label: str, position: int) -> str:
@@ -142,7 +135,7 @@ def _parquet(shards: list[Path], folder: Path | None, wanted: Collection[str] | 
 
     splits = splits_of_names(shards)
     for shard in shards:
-        schema = parquet_schema(shard)
+        schema = schema_of(shard)
         columns = schema.names
         image_column = next((name for name in ("img", "image") if name in columns), None)
         if "fine_label" not in columns:
@@ -153,7 +146,7 @@ def _parquet(shards: list[Path], folder: Path | None, wanted: Collection[str] | 
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{shard} does not name its classes: pass the files as the hub stores them.") from error
         wished = [column for column in ("fine_label", image_column) if column]
-        for position, row in enumerate(parquet_rows(shard, wished, image_column, wanted is not None)):
+        for position, row in enumerate(rows_of(shard, wished, image_column, wanted is not None)):
             name = f"{shard_name(shard)}-{position:05d}.png"
             key = f"{name}#0"
             image = None

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from sd_erase.captions import Caption
-from sd_erase.captions.flickr30k import read as read_flickr30k
+from sd_erase.captions.caption import Caption
+from sd_erase.captions.named import flickr30k
 from sd_erase.errors import UserError
 from sd_erase.folders import entries, staging
 
@@ -28,7 +28,7 @@ def read(path: Path, folder: Path | None = None, wanted: Collection[str] | None 
         if folder is not None:  # named by the user: not the run's own
             _check_free(path)
         render(path)
-    yield from read_flickr30k(path, folder, wanted)
+    yield from flickr30k(path, folder, wanted)
 
 
 def _check_free(path: Path) -> None:

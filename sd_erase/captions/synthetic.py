@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from sd_erase.captions import Caption
+from sd_erase.captions.caption import Caption
 from sd_erase.concepts import Concept, all_cards, is_plural, spoken_form
 from sd_erase.drawing import Batches, Job, Settings, base_stamp, is_drawn, precision, save_png
 from sd_erase.errors import UserError
