@@ -39,6 +39,7 @@ DETECTORS = {
 }
 EXPORTS = {
     "comfyui": "sd_erase.export.text_encoder:export",
+    "forge": "sd_erase.export.forge:export",
     "a1111": "sd_erase.export.checkpoint:export",
     "lora": "sd_erase.export.lora:export",
     "lora-diff": "sd_erase.export.lora:export_diff",

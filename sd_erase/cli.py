@@ -212,7 +212,10 @@ def summary(stage: str, result: dict[str, Any]) -> str:
 
         return render(result)
     if stage == "export":
-        return "\n".join(one_line(export_summary(file)) for file in result["files"])
+        from sd_erase.export.clients import line
+
+        lines = [export_summary(file) for file in result["files"]]
+        return "\n".join(map(one_line, [*lines, *(f"  {line(**client)}" for client in result.get("programs", ()))]))
     if stage == "harvest":
         return harvest_summary(result)
     skipped = {"stage", "inputs", "warnings"}
@@ -390,6 +393,7 @@ def export(as_json: bool, **flags: Any) -> None:
       sd-erase export --to comfyui
       sd-erase export --to comfyui --dtype float32 --output ComfyUI/models/text_encoders
       sd-erase export --to a1111 --checkpoint v1-5-pruned-emaonly.safetensors
+      sd-erase export --to forge
       sd-erase export --to lora --rank 64
       sd-erase export --to diffusers --pipeline --output my-model
     """

@@ -57,7 +57,7 @@ def load_erased(pipeline: Any, source: str | Path) -> Any:
         UserError: `source` is none of these, is damaged, or does not fit the pipeline.
 
     Example:
-        >>> pipe = load_erased(pipe, "bicycle-sd15-text_encoder-fp16.safetensors")  # doctest: +SKIP
+        >>> pipe = load_erased(pipe, "bicycle-sd15-text_encoder-vit-l-fp16.safetensors")  # doctest: +SKIP
     """
     import copy
     import inspect

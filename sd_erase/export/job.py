@@ -18,6 +18,7 @@ from typing import Any
 
 from sd_erase import __version__, bases, formats
 from sd_erase.bases import Base, TextEncoder
+from sd_erase.clients import Client, clients, line
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError, unknown_choice
 from sd_erase.export.integrity import data_sha256
@@ -31,6 +32,7 @@ CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 # largest relative difference of hidden states that rounding to a type explains, with room to spare
 TOLERANCE = {"float32": 0.0, "float16": 0.02, "bfloat16": 0.15}
 SPARE_BYTES = 1 << 20
+POCKET_WIDTH = 128
 
 
 def file_name(text: str, limit: int) -> str:
@@ -125,6 +127,12 @@ class Job:
     def objective(self) -> str:
         return str(self.trained.get("objective", self.config.train.objective))
 
+    @property
+    def clients(self) -> tuple[Client, ...]:
+        """The programs that take the export, and those that do not."""
+        pocket = any(erased.width == POCKET_WIDTH for erased in self.encoders)
+        return clients(self.config.export.to, self.base.family, pocket)
+
     def provenance(self) -> dict[str, str]:
         """Metadata that says where a file comes from; a shared file tells nothing of its maker's disk."""
         return {
@@ -134,6 +142,7 @@ class Job:
             "sd_erase.objective": self.objective,
             "sd_erase.base": self.base.name,
             "sd_erase.run": self.run.name,
+            "sd_erase.programs": "; ".join(line(*client) for client in self.clients),
         }
 
     def target(self, name: str) -> Path:
@@ -218,7 +227,8 @@ class Job:
         for target in targets:
             self.check_target(target)
         self.run.reopen(stage)
-        return self.run.complete(stage, digest, make())
+        programs = [client._asdict() for client in self.clients]
+        return self.run.complete(stage, digest, {**make(), "programs": programs})
 
 
 def _find(run: RunDir, encoder: TextEncoder) -> Erased:

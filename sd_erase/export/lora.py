@@ -226,7 +226,7 @@ def _write(
         "format": "pt",
         **modelspec(
             f"{job.concept} erased from {job.base.name}",
-            f"LoRA of the CLIP text encoder with which sd-erase erases {job.concept} (objective {job.objective}).",
+            f"{'LoRA' if kind == 'lora' else 'Exact change (.diff)'} of the CLIP text encoder with which sd-erase erases {job.concept} (objective {job.objective}).",
             job.base.family,
             "lora",
             job.date,

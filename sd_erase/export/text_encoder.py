@@ -44,10 +44,14 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     return job.once([str(target) for target in targets], make, targets)
 
 
+def vision_name(width: int) -> str:
+    """What CLIP calls an encoder of this width; SD.Next tells encoders by these words in their files' names alone."""
+    return {768: "vit-l", 1024: "vit-h", 1280: "vit-g"}.get(width, "")
+
+
 def _kind(erased: Erased) -> str:
-    """What of the pipeline a file is. SD.Next tells encoders by their files' names alone: vit-l, vit-g."""
-    vision = {768: "vit-l", 1024: "vit-h", 1280: "vit-g"}.get(erased.width)
-    return f"{erased.name}-{vision}" if vision else erased.name
+    """What of the pipeline a file is, for its name."""
+    return "-".join(filter(None, (erased.name, vision_name(erased.width))))
 
 
 def write_encoder(job: Job, erased: Erased, target: Path) -> dict[str, Any]:

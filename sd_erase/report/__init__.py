@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase import __version__, catalog
+from sd_erase.bases import Base
 from sd_erase.bases import resolve as resolve_base
 from sd_erase.concepts import Concept
 from sd_erase.config import RunConfig, dump
 from sd_erase.errors import UserError
+from sd_erase.export.clients import clients
 from sd_erase.metrics.verdicts import GONE_RATE, KEPT_SHARE, judge_others, judge_target, percent
 from sd_erase.report.figures import curves, image_pairs
 from sd_erase.rundir import RunDir, fingerprint, write_json_atomic, write_text_atomic
@@ -80,6 +82,7 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
             for stage in exports
             for file in (manifests[stage] or {}).get("files", ())
         ],
+        "loading": _loading(base, manifests, exports),
         "encoders": [encoder.name for encoder in base.encoders],
         "base": base,
         "charts": curves(run.metrics, trained.get("best_step")),
@@ -135,6 +138,14 @@ def _table_row(row: dict[str, Any]) -> dict[str, Any]:
         return {key: round(100 * share[key], 2) for key in ("low", "high", "rate")}
 
     return {**row, "is_target": row["role"].startswith("target"), "marks": [mark(row["original"]), mark(row["erased"])]}
+
+
+def _loading(base: Base, manifests: dict[str, Any], exports: list[str]) -> list[dict[str, Any]]:
+    """For each export that was written, else for ComfyUI's, the programs that take it and those that do not."""
+    done = {stage.removeprefix("export-"): manifest for stage in exports if (manifest := manifests[stage])}
+    fallback = [client._asdict() for client in clients("comfyui", base.family, pocket=base.name == "pocket")]
+    ways = [{"to": to, "programs": manifest["programs"]} for to, manifest in done.items() if manifest.get("programs")]
+    return ways or [{"to": "comfyui", "programs": fallback}]
 
 
 def _beyond(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
