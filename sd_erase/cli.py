@@ -212,7 +212,7 @@ def summary(stage: str, result: dict[str, Any]) -> str:
 
         return render(result)
     if stage == "export":
-        from sd_erase.export.clients import line
+        from sd_erase.clients import line
 
         lines = [export_summary(file) for file in result["files"]]
         return "\n".join(map(one_line, [*lines, *(f"  {line(**client)}" for client in result.get("programs", ()))]))

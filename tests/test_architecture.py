@@ -33,6 +33,7 @@ FOUNDATION = {
     "config",
     "schema",
     "catalog",
+    "clients",
     "concepts",
     "mismatch",
     "weights",

@@ -15,9 +15,9 @@ from test_export_formats import export, made, run_of
 
 from sd_erase import bases, catalog
 from sd_erase.cli import main
+from sd_erase.clients import clients, line
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
-from sd_erase.export.clients import clients, line
 from sd_erase.export.metadata import inspect_file
 from sd_erase.formats import read_encoders, read_header
 from sd_erase.rundir import RunDir

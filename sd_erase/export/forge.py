@@ -14,7 +14,7 @@ from sd_erase import formats
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.export import compare, text_encoder
-from sd_erase.export.job import SHORT, Erased, Job, rounded, save, sha256, written
+from sd_erase.export.job import SHORT, Erased, Job, rounded, save, sha256
 from sd_erase.export.modelspec import modelspec
 from sd_erase.progress import Progress
 from sd_erase.rundir import RunDir
@@ -38,7 +38,7 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     if job.base.family == "sd1":
         return text_encoder.export(config, run, progress)
     target = job.target(f"{job.stem}-text_encoders-forge-{SHORT[config.export.dtype]}.safetensors")
-    return job.once([str(target)], lambda: {"files": [_write(job, target)]})
+    return job.once([str(target)], lambda: {"files": [_write(job, target)]}, [target])
 
 
 def _write(job: Job, target: Any) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _write(job: Job, target: Any) -> dict[str, Any]:
         **modelspec(title, description, job.base.family, "text-encoder", job.date),
         **job.provenance(),
     }
-    with written(target, size) as temporary:
+    with job.written(target, size) as temporary:
         digest = save(temporary, tensors, dtype, metadata)
         header = formats.read_header(temporary)
 

@@ -21,7 +21,7 @@ from sd_erase.bases import Base, TextEncoder
 from sd_erase.clients import Client, clients, line
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError, unknown_choice
-from sd_erase.export.integrity import data_sha256
+from sd_erase.export.integrity import check as integrity_of
 from sd_erase.folders import staging, umask_mode
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.rundir import RunDir, fingerprint
@@ -58,7 +58,9 @@ class Erased:
     @property
     def tokens(self) -> int:
         """The rows of its token embedding."""
-        return formats.read_header(self.folder / "model.safetensors").shape(f"{formats.PREFIX}embeddings.token_embedding.weight")[0]
+        return formats.read_header(self.folder / "model.safetensors").shape(f"{formats.PREFIX}embeddings.token_embedding.weight")[
+            0
+        ]
 
     def tensor(self, key: str) -> Any:
         """One tensor. Each is mapped by itself: a mapping of the whole file would stay in memory as long as one of them does."""
@@ -193,7 +195,7 @@ class Job:
             return False
         if "sd_erase.version" not in header.metadata:
             return False
-        return _is_inside(path, self.run.export) or header.metadata.get(formats.HASH) == f"0x{data_sha256(header)}"
+        return _is_inside(path, self.run.export) or integrity_of(header).state == "matches"
 
     @contextlib.contextmanager
     def written(self, target: Path, size: int) -> Iterator[Path]:

@@ -15,10 +15,10 @@ from typing import Any
 from sd_erase import __version__, catalog
 from sd_erase.bases import Base
 from sd_erase.bases import resolve as resolve_base
+from sd_erase.clients import clients
 from sd_erase.concepts import Concept
 from sd_erase.config import RunConfig, dump
 from sd_erase.errors import UserError
-from sd_erase.export.clients import clients
 from sd_erase.metrics.verdicts import GONE_RATE, KEPT_SHARE, judge_others, judge_target, percent
 from sd_erase.report.figures import curves, image_pairs
 from sd_erase.rundir import RunDir, fingerprint, write_json_atomic, write_text_atomic
