@@ -51,6 +51,7 @@ _SPLITS = {
     "dev": "validation",
 }
 _HELD_OUT = {"test"}
+HERE = "./"  # how the path of an image in the run's own folder begins; all others are absolute
 _PROGRESS_EVERY = 1000
 Stream = Callable[..., Iterator[Caption]]  # the data set from its beginning; a set of keys has their images taken out of archives
 
@@ -319,7 +320,7 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
             [(pair.key, pair.caption) for pair in pairs], run.data, base, config.seed, resources.device(config.device), progress
         )
         pairs = [dataclasses.replace(pair, image=drawn[pair.key]) for pair in pairs]
-    write_jsonl_atomic(run.pairs, ({**vars(pair), "spans": [list(span) for span in pair.spans]} for pair in pairs))
+    write_pairs(run, pairs)
     concepts.write_concepts(run, selected)
     statistics["duplicates"] = sum(sample.duplicates for sample in (*forget.values(), *retain.values()))
     result = {
@@ -731,6 +732,29 @@ def write_prompts(config: RunConfig, run: RunDir, path: Path, count: int, progre
     return {"prompts": len(lines), "prompts_file": str(path), "warnings": [few] if len(lines) < count else []}
 
 
+def write_pairs(run: RunDir, pairs: Iterable[Pair]) -> None:
+    """Write ``run.pairs``; images in the run's own folder by their place there, so that a run may be moved and copied."""
+    inside = str(run.path.absolute()) + os.sep
+
+    def place(image: str | None) -> str | None:
+        return HERE + image[len(inside) :].replace(os.sep, "/") if image and image.startswith(inside) else image
+
+    rows = ({**vars(pair), "image": place(pair.image), "spans": [list(span) for span in pair.spans]} for pair in pairs)
+    write_jsonl_atomic(run.pairs, rows)
+
+
+def _image(run: RunDir, stored: str | None) -> str | None:
+    """The path of an image of the pairs; one of a moved run whose version wrote whole paths is found in ``run.data``."""
+    if stored is None:
+        return None
+    if stored.startswith(HERE):
+        return str(run.path.absolute() / stored[len(HERE) :])
+    _, data, inside = stored.replace(os.sep, "/").rpartition(f"/{run.data.name}/")
+    if data and not os.path.exists(stored) and (run.data / inside).is_file():
+        return str(run.data.absolute() / inside)
+    return stored
+
+
 def read_pairs(run: RunDir) -> list[Pair]:
     """The pairs of a harvested run, in their stored order.
 
@@ -740,6 +764,9 @@ def read_pairs(run: RunDir) -> list[Pair]:
     if not run.pairs.is_file():
         raise UserError(f"Run {run} has no pairs: run `sd-erase harvest` first.")
     try:
-        return [Pair(**{**row, "spans": tuple((start, end) for start, end in row["spans"])}) for row in read_jsonl(run.pairs)]
+        return [
+            Pair(**{**row, "image": _image(run, row["image"]), "spans": tuple((start, end) for start, end in row["spans"])})
+            for row in read_jsonl(run.pairs)
+        ]
     except (json.JSONDecodeError, TypeError, KeyError, ValueError) as error:
         raise UserError(f"{run.pairs} is damaged ({error}): run `sd-erase harvest` again.") from error

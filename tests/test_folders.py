@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +25,9 @@ from sd_erase.cli import main
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.folders import LOCK, MARK, TEMPORARY, is_locked, locked, publishing, replacing, staging, sweep
+from sd_erase.pairs import Pair, read_pairs, write_pairs
 from sd_erase.provenance import is_running, read_run, recorded
-from sd_erase.rundir import RunDir, write_json_atomic, write_jsonl_atomic, write_text_atomic
+from sd_erase.rundir import RunDir, fingerprint, write_json_atomic, write_jsonl_atomic, write_text_atomic
 
 failing: list[str] = []
 
@@ -289,6 +291,32 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path: Path)
             temporary.write_text("ne")
             raise OSError("full")
         assert contents(tmp_path) == {"a": b"old"} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_run_may_be_moved_and_copied(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "before")
+    with run.writing({"config.yaml": "concepts: [dog]\n"}):
+        images = [run.data / "flickr30k-images" / "1.jpg", tmp_path / "photos" / "2.jpg"]
+        for image in images:
+            image.parent.mkdir(parents=True)
+            image.write_bytes(b"")
+        pairs = [Pair(image.name, str(image), "a dog", "forget", "train", "dog", ((2, 5),), "word: dog") for image in images]
+        write_pairs(run, pairs)
+        assert read_pairs(run) == pairs
+        rows = [{**vars(pair), "spans": [[2, 5]]} for pair in pairs]
+        run.reopen("harvest")
+    shutil.copytree(run.path, tmp_path / "copy")
+    run.path.rename(tmp_path / "after")
+    for name in ("copy", "after"):
+        moved = RunDir(tmp_path / name)
+        for stored in ("as it is", "as the version before wrote it"):
+            if stored != "as it is":
+                write_jsonl_atomic(moved.pairs, rows)
+            assert [pair.image for pair in read_pairs(moved)] == [str(moved.data / "flickr30k-images" / "1.jpg"), str(images[1])]
+        assert not is_running(moved)
+        with moved.writing():
+            assert moved.name == name
+    assert len({fingerprint(tmp_path / name / "pairs.jsonl") for name in ("copy", "after")}) == 1
 
 
 # --- one writer --------------------------------------------------------------------------------------------------------------

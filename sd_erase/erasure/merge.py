@@ -21,9 +21,9 @@ from sd_erase.config import RunConfig, load, override
 from sd_erase.erasure.method import Batch
 from sd_erase.erasure.sd import StableDiffusionErasure
 from sd_erase.errors import UserError
-from sd_erase.pairs import Pair, read_pairs
+from sd_erase.pairs import Pair, read_pairs, write_pairs
 from sd_erase.progress import NoProgress, Progress
-from sd_erase.rundir import RunDir, fingerprint, write_jsonl_atomic
+from sd_erase.rundir import RunDir, fingerprint
 from sd_erase.weights import load_named
 
 MEASURED = 64  # validation captions of each set, for each run
@@ -152,7 +152,7 @@ def merge(runs: Sequence[RunDir], run: RunDir, config: RunConfig, progress: Prog
     ]
     unique = {(pair.set, pair.key, pair.caption): pair for pair in pairs}
     write_concepts(run, together)
-    write_jsonl_atomic(run.pairs, ({**vars(pair), "spans": [list(span) for span in pair.spans]} for pair in unique.values()))
+    write_pairs(run, unique.values())
     harvested = (runs[0].read_manifest("harvest") or {}) | {"merged": [str(part) for part in runs]}
     run.complete("harvest", inputs, {key: value for key, value in harvested.items() if key not in ("stage", "inputs")})
     return run.complete(
