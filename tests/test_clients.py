@@ -109,7 +109,10 @@ def test_sdnext_knows_the_files_by_their_names(xl: tuple[RunConfig, RunDir]) -> 
 
 
 @pytest.mark.parametrize(("to", "said"), [("lora-diff", "Not for diffusers: refused"), ("comfyui", "Not for Forge: reads")])
-def test_the_command_and_the_file_say_it(xl: tuple[RunConfig, RunDir], to: str, said: str) -> None:
+def test_the_command_and_the_file_say_it(
+    xl: tuple[RunConfig, RunDir], monkeypatch: pytest.MonkeyPatch, to: str, said: str
+) -> None:
+    monkeypatch.setattr(bases, "CONFIGURATIONS", xl[1].path.parent.parent / "configs")  # the narrow ones, as when it was made
     result = CliRunner().invoke(main, ["export", "--run", str(xl[1].path), "--to", to])
     assert result.exit_code == 0, result.output
     assert said in result.stdout
