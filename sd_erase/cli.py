@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from sd_erase import __version__
+from sd_erase import __version__, schema
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
-from sd_erase.flags import CONCEPT, FLAGS, Checked, FilePath, resolve_config, section, settings, type_of
+from sd_erase.flags import CONCEPT, FLAGS, Checked, FilePath, given_names, resolve_config, section, settings, type_of
 from sd_erase.folders import Busy
 from sd_erase.interrupts import Terminated, as_interrupts
 from sd_erase.rundir import RunDir, write_text_atomic
@@ -24,6 +24,12 @@ from sd_erase.terminal import echo, echo_json, excepthook, one_line, rendered
 
 PROMPTS = Rule(low=1, high=100_000)
 POINTS = Rule(low=1, high=100_000)
+# the stages that a command does which begins a run, by its last one
+STARTING = {
+    "harvest": ("harvest",),
+    "train": ("harvest", "train"),
+    "report": ("harvest", "train", "generate", "evaluate", "export", "report"),
+}
 SIDES = Rule(choices=("classes", "captions"))
 
 
@@ -75,6 +81,8 @@ def explain_os_error(error: OSError) -> str | None:
         return f"no space left on {where}: free some, then run the same command again."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where} may not be written or read ({error.strerror}): pass a folder of your own with --output-root or --output."
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR):
+        return f"{schema.shown(str(where))} is no path that this system has ({error.strerror}): pass another one."
     return None
 
 
@@ -120,6 +128,7 @@ def begin(
     """Settings and run of a command that may start one: --run, an unfinished run with the same settings, or a new one."""
     from sd_erase.bases import resolve
     from sd_erase.concepts import load_concepts
+    from sd_erase.preflight import check
 
     path: Path | None = flags["run_path"]
     if path is not None:
@@ -129,19 +138,24 @@ def begin(
         raise UserError("No concept is given: pass --concept, for example --concept bicycle, or --concept-file.")
     load_concepts(config)  # names and cards are refused, or asked about, before a run is begun
     base = resolve(config.base)
+    check(config, STARTING[last_stage], given_names(flags))
     if path is not None:
         return config, RunDir(path)
     root, concept = flags["output_root"], "-".join(config.concepts) or Path(config.concept_file).stem
     return config, unfinished_run(root, config, last_stage) or RunDir.next(root, concept, base.name)
 
 
-def resume(flags: dict[str, Any]) -> tuple[RunConfig, RunDir]:
-    """Settings and run of a command that works on a trained one: --run or the latest."""
+def resume(flags: dict[str, Any], stage: str) -> tuple[RunConfig, RunDir]:
+    """Settings and run of a command that does `stage` with a trained one: --run or the latest."""
+    from sd_erase.preflight import check
+
     path: Path | None = flags["run_path"]
     run = RunDir(path) if path is not None else RunDir.latest(flags["output_root"], "train")
     if not run.config.is_file():
         raise UserError(f"Run {run} has no config.yaml: pass the folder of a run with --run, or run `sd-erase train` first.")
-    return resolve_config(flags, run.config), run
+    config = resolve_config(flags, run.config)
+    check(config, (stage,), given_names(flags))
+    return config, run
 
 
 @contextlib.contextmanager
@@ -354,7 +368,7 @@ def generate(as_json: bool, **flags: Any) -> None:
       sd-erase generate --prompts bicycle --images-per-prompt 4
       sd-erase generate --prompts prompts/apple.txt --prompts my-prompts.txt --steps 30
     """
-    perform(("generate",), *resume(flags), as_json)
+    perform(("generate",), *resume(flags, "generate"), as_json)
 
 
 @main.command()
@@ -367,7 +381,7 @@ def evaluate(as_json: bool, **flags: Any) -> None:
       sd-erase evaluate
       sd-erase evaluate --detector yolov5su --confidence 0.4 --json
     """
-    perform(("evaluate",), *resume(flags), as_json)
+    perform(("evaluate",), *resume(flags, "evaluate"), as_json)
 
 
 @main.command()
@@ -380,7 +394,7 @@ def attack(as_json: bool, **flags: Any) -> None:
       sd-erase attack --prompts bicycle
       sd-erase attack --prompts my-prompts.txt --tokens 5 --steps 100
     """
-    perform(("attack",), *resume(flags), as_json)
+    perform(("attack",), *resume(flags, "attack"), as_json)
 
 
 @main.command()
@@ -398,7 +412,7 @@ def export(as_json: bool, **flags: Any) -> None:
       sd-erase export --to diffusers --pipeline --output my-model
     """
     # what one export asks for must not decide the next one's: a kept --output would be overwritten, a kept --force forgotten
-    perform(("export",), *resume(flags), as_json, store=False)
+    perform(("export",), *resume(flags, "export"), as_json, store=False)
 
 
 @main.command()
@@ -411,7 +425,7 @@ def report(as_json: bool, **flags: Any) -> None:
       sd-erase report
       sd-erase report --run outputs/bicycle-pocket-0001
     """
-    perform(("report",), *resume(flags), as_json)
+    perform(("report",), *resume(flags, "report"), as_json)
 
 
 @main.command()

@@ -186,7 +186,7 @@ def from_dict(values: Any, names: Mapping[str, str] | None = None) -> RunConfig:
             return RunConfig(**found, **sections)
         except SettingsError as error:
             faults += error.faults
-    raise SettingsError([dataclasses.replace(fault, name=(names or {}).get(fault.name, fault.name)) for fault in faults])
+    raise SettingsError(schema.called(faults, names))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def override(config: RunConfig, values: Mapping[str, Any], names: Mapping[str, s
             target = target.get(section) if isinstance(target, dict) else None
         is_weight = sections == ["train", "weights"] and bool(key)
         if not isinstance(target, dict) or (key not in target and not is_weight):
-            faults.append(unknown(names.get(dotted, dotted)))
+            faults.append(unknown(dotted))
         elif isinstance(target.get(key), dict) and isinstance(value, Mapping):
             target[key] = {**target[key], **value}
         else:
@@ -259,16 +259,16 @@ def override(config: RunConfig, values: Mapping[str, Any], names: Mapping[str, s
     try:
         changed = from_dict(nested, names)
     except SettingsError as error:
-        raise SettingsError([*faults, *error.faults]) from error
+        raise SettingsError([*schema.called(faults, names), *error.faults]) from error
     if faults:
-        raise SettingsError(faults)
+        raise SettingsError(schema.called(faults, names))
     return changed
 
 
 def unknown(name: str) -> Fault:
     """The fault of a dotted name that no setting has."""
     known = [dotted for dotted, _, _ in schema.walk(RunConfig)]
-    return Fault(name, f"does not exist{schema.nearest(name, known)}", "`sd-erase COMMAND --help` lists the settings")
+    return Fault(name, f"does not exist{schema.nearest(name, known)}", "`sd-erase train --help` and those of the other stages list all")
 
 
 def check_methods(path: Path, shared: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]) -> None:

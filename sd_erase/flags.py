@@ -268,6 +268,12 @@ def spellings() -> dict[str, str]:
     return {dotted: found.get(dotted, spelling(dotted)) for dotted in FLAGS}
 
 
+def given_names(flags: Mapping[str, Any]) -> dict[str, str]:
+    """How the flags that were given are spelled, by the dotted name of their setting."""
+    written = spellings()
+    return {dotted: written[dotted] for dotted in given_flags(flags)}
+
+
 def resolve_config(flags: Mapping[str, Any], stored: Path | None = None, default: RunConfig | None = None) -> RunConfig:
     """Defaults, then a run's stored settings, then --config, then the given flags; says what the run's settings decide.
 
@@ -283,8 +289,7 @@ def resolve_config(flags: Mapping[str, Any], stored: Path | None = None, default
     values = {**from_file, **given}
     if "train.weights" in given:
         values["train.weights"] = weights
-    written = spellings()
-    names = {dotted: f"{dotted} of {file}" for dotted in from_file} | {dotted: written[dotted] for dotted in given}
+    names = {dotted: f"{dotted} of {file}" for dotted in from_file} | given_names(flags)
     config = override(resolved, values, names)
     if stored is not None and (kept := inherited(flags, config, default, values)):
         echo(f"From {one_line(stored)}: {one_line(kept)}", err=True)

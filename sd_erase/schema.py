@@ -110,6 +110,16 @@ class Fault:
         return f"{self.name} {self.problem} ({self.remedy})"
 
 
+def called(faults: Sequence[Fault], names: Mapping[str, str] | None) -> list[Fault]:
+    """`faults` with the names that sentences are to use: of "train.weights.redirect" that of "train.weights" with the rest."""
+
+    def name_of(dotted: str) -> str:
+        whole = next((key for key in names or () if dotted == key or dotted.startswith(f"{key}.")), None)
+        return dotted if whole is None or names is None else f"{names[whole]} {dotted[len(whole) + 1 :]}".strip()
+
+    return [dataclasses.replace(fault, name=name_of(fault.name)) for fault in faults]
+
+
 class SettingsError(UserError):
     """All that is wrong with a configuration, in one sentence."""
 

@@ -112,7 +112,7 @@ def test_flags_override_the_file_and_the_file_the_run(tmp_path: Path) -> None:
 
 
 def test_train_harvests_first_and_stores_its_settings(outputs: Path) -> None:
-    result = invoke("train", "--concept", "bicycle", "--concept", "teddy bear", "--weight", "retain=2", "--anchor", "", "--json")
+    result = invoke("train", "--concept", "bicycle", "--concept", "teddy bear", "--weight", "preserve=2", "--anchor", "", "--json")
     assert result.exit_code == 0, result.stderr
     assert [name for name, _ in calls] == ["harvest", "train"]
     found = last_json(result.stdout)
@@ -121,7 +121,7 @@ def test_train_harvests_first_and_stores_its_settings(outputs: Path) -> None:
     assert run.name == "bicycle-teddy-bear-pocket-0001"
     config = load(run.config)
     assert config == calls[-1][1]
-    assert (config.concepts, config.anchor, config.train.weights) == (("bicycle", "teddy bear"), "", {"retain": 2.0})
+    assert (config.concepts, config.anchor, config.train.weights) == (("bicycle", "teddy bear"), "", {"preserve": 2.0})
 
 
 def test_later_commands_take_the_latest_trained_run_and_merge_their_flags(outputs: Path) -> None:

@@ -1,0 +1,177 @@
+"""What a configuration asks of the model and of this machine, looked at before any work: seconds, where the work takes hours.
+
+Only small files are opened (configurations, headers, cards, prompt lists). Each check says what is wrong as the settings' own schema does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from sd_erase import bases, catalog, resources, schema
+from sd_erase.bases import Base
+from sd_erase.captions import choose_dataset
+from sd_erase.concepts import load_concepts
+from sd_erase.config import RunConfig, TrainConfig
+from sd_erase.errors import UserError
+from sd_erase.prompts import read_prompts
+from sd_erase.schema import Fault, SettingsError
+
+# layers and width of the text encoders whose configuration is not on this disk yet
+SIZES = {
+    "sd1": {"text_encoder": (12, 768)},
+    "sd2": {"text_encoder": (23, 1024)},
+    "sdxl": {"text_encoder": (12, 768), "text_encoder_2": (32, 1280)},
+}
+# what only some exports read
+EXPORT_ONLY = {"export.checkpoint": ("a1111",), "export.rank": ("lora",), "export.pipeline": ("diffusers",)}
+# what only a training with steps reads
+STEPS_ONLY = ("train.learning_rate", "train.weight_decay", "train.validate_every", "train.precision")
+DRAWING = ("generate", "attack")  # the stages that draw images
+
+
+def check(config: RunConfig, stages: Collection[str], names: Mapping[str, str] | None = None) -> None:
+    """Refuse settings that `stages` could not work with on this base and this machine.
+
+    Args:
+        names: how the settings that were just given are called in a sentence (their flags), by dotted name.
+
+    Raises:
+        UserError: what is wrong, before anything is made.
+    """
+    names = names or {}
+    base = bases.resolve(config.base)
+    device = _device(config)
+    faults: list[Fault] = []
+    if "harvest" in stages:  # what lies in the data set, the harvest says
+        dataset = choose_dataset(config.harvest.dataset, base, load_concepts(config))
+        catalog.resolve(catalog.READERS, dataset.partition(":")[0], "Data set reader")
+    if "train" in stages:
+        faults += _training(config, base, device, names)
+    if any(stage in stages for stage in DRAWING):
+        faults += _drawing(config, base)
+    if "export" in stages:
+        faults += _export(config, base, names)
+    if faults:
+        raise SettingsError(schema.called(faults, names))
+    for stage in DRAWING:
+        if stage in stages:
+            for name in getattr(config, stage).prompts:
+                read_prompts(name)
+    if "evaluate" in stages or "attack" in stages:
+        _check_detector(config, base, with_labels="train" in stages)
+
+
+def _device(config: RunConfig) -> str:
+    """The type of device that will compute; torch is asked only where the answer matters."""
+    if config.device == "cpu" or (config.device == "auto" and config.train.precision != "fp16"):
+        return config.device
+    return str(resources.device(config.device).type)
+
+
+def sizes(base: Base) -> dict[str, tuple[int, int]]:
+    """Layers and width of each text encoder, from its own files where they are on this disk."""
+    source = Path(base.source).expanduser()
+    known = {}
+    for encoder in base.encoders:
+        file = source / encoder.name / "config.json" if base.family not in bases.IMAGE_TEXT else source / "config.json"
+        if file.is_file():
+            values = json.loads(file.read_text(encoding="utf-8"))
+            values = values.get("text_config", values)
+            known[encoder.name] = values.get("num_hidden_layers"), values.get("hidden_size")
+        elif base.family in SIZES:
+            known[encoder.name] = SIZES[base.family][encoder.name]
+    return {name: (layers, width) for name, (layers, width) in known.items() if isinstance(layers, int) and isinstance(width, int)}
+
+
+def _training(config: RunConfig, base: Base, device: str, names: Mapping[str, str]) -> list[Fault]:
+    settings = config.train
+    method = catalog.resolve(catalog.METHODS, settings.objective, "Objective")
+    faults = _weights(settings, method.default_weights)
+    steps = settings.steps or method.default_steps
+    if settings.lora_rank:
+        width = max((width for _, width in sizes(base).values()), default=settings.lora_rank)
+        if settings.lora_rank > width:
+            faults.append(Fault("train.lora_rank", f"is {settings.lora_rank} and the text encoder {width} wide", f"pass 1 to {width}"))
+        if not steps:
+            remedy = "pass --steps, or --objective sd"
+            faults.append(Fault("train.lora_rank", f"wants a training, and objective {settings.objective} does not train", remedy))
+    if not steps:
+        faults += [
+            Fault(dotted, f"has no effect: objective {settings.objective} does not train", "leave it out, or pass --steps")
+            for dotted in STEPS_ONLY
+            if dotted in names
+        ]
+    if settings.precision == "fp16" and device in ("cpu", "auto"):
+        faults.append(Fault("train.precision", "is fp16, which a CPU does not train in", "pass no or bf16"))
+    if (method.needs_images or settings.towers == "both") and len(base.encoders) > 1:
+        faults.append(
+            Fault(
+                "train.towers" if settings.towers == "both" else "train.objective",
+                f"wants a CLIP with a vision tower for every text encoder, and {base.title}'s second has none here",
+                "pass --objective sd or fast, and --towers text",
+            )
+        )
+    return faults
+
+
+def _weights(settings: TrainConfig, known: Mapping[str, float]) -> list[Fault]:
+    return [
+        Fault(
+            f"train.weights.{name}",
+            f"is of no loss term of objective {settings.objective}{schema.nearest(name, known)}",
+            f"choose one of {', '.join(known) or 'none'}",
+        )
+        for name in settings.weights
+        if name not in known
+    ]
+
+
+def _drawing(config: RunConfig, base: Base) -> list[Fault]:
+    layers = min((layers for layers, _ in sizes(base).values()), default=0)
+    most = layers - (2 if base.family == "sdxl" else 1)  # SDXL reads the layer before the last as it is
+    if layers and config.generate.clip_skip > most:
+        text = f"is {config.generate.clip_skip} and the text encoder has {layers} layers"
+        return [Fault("generate.clip_skip", text, f"pass 0 to {most}")]
+    return []
+
+
+def _export(config: RunConfig, base: Base, names: Mapping[str, str]) -> list[Fault]:
+    to = config.export.to
+    faults = [
+        Fault(dotted, f"has no effect on an export to {to}", f"leave it out, or pass --to {' or '.join(only)}")
+        for dotted, only in EXPORT_ONLY.items()
+        if dotted in names and to not in only
+    ]
+    width = max((width for _, width in sizes(base).values()), default=config.export.rank)
+    if config.export.rank > width:
+        faults.append(Fault("export.rank", f"is {config.export.rank} and the text encoder {width} wide", f"pass at most {width}"))
+    if config.export.checkpoint and not Path(config.export.checkpoint).expanduser().is_file():
+        faults.append(Fault("export.checkpoint", f"is {config.export.checkpoint!r}, which does not exist", "pass a .safetensors file"))
+    return faults
+
+
+def _check_detector(config: RunConfig, base: Base, with_labels: bool) -> None:
+    """Refuse a detector that is not there.
+
+    Args:
+        with_labels: load it too and see whether it knows the concepts: worth its seconds where a training comes first.
+
+    Raises:
+        UserError: no such card, no weights, or no label of a concept.
+    """
+    from sd_erase.detection import read_card
+    from sd_erase.evaluation import detector_of
+
+    name = config.evaluate.detector if config.evaluate.detector != "auto" else base.detector
+    read_card(name)
+    if with_labels:
+        known: Any = detector_of(config).labels
+        for concept in load_concepts(config):
+            if not known & set(concept.labels):
+                raise UserError(
+                    f"Concept {concept.name!r} has no label that detector {name} can find, so nothing could be measured: pass "
+                    "--detector with one that knows it, or run train, generate and export one by one."
+                )
