@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from sd_erase import stages
+from sd_erase import catalog, stages
 from sd_erase.cli import Change, main
 from sd_erase.config import RunConfig, dump
 from sd_erase.flags import Checked, FilePath, TermWeight
@@ -69,14 +69,16 @@ def every_option() -> Iterator[Any]:
                 yield pytest.param(name, option, id=f"{name} {option.opts[0]}")
 
 
+def no_stage(*_: Any, **__: Any) -> None:
+    pytest.fail("a stage ran in spite of a wrong setting")
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a run that looks trained; no stage can run."""
-
-    def no_stage(*_: Any, **__: Any) -> None:
-        pytest.fail("a stage ran in spite of a wrong setting")
-
-    monkeypatch.setattr(stages, "run_stage", no_stage)
+    monkeypatch.setattr(stages, "STAGES", dict.fromkeys(stages.STAGES, f"{__name__}:no_stage"))
+    for name in catalog.EXPORTS:
+        monkeypatch.setitem(catalog.EXPORTS, name, f"{__name__}:no_stage")
     monkeypatch.chdir(tmp_path)
     run = RunDir(tmp_path / "outputs" / "made")
     with run.writing({"config.yaml": dump(RunConfig(concepts=("bicycle",), device="cpu"))}):
