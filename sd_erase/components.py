@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase import bases, formats
-from sd_erase.bases import Base, TextEncoder, read_json
+from sd_erase.bases import Base, TextEncoder
 from sd_erase.errors import UserError
-from sd_erase.hub import INDEX, folder_of, loading, weight_files
+from sd_erase.hub import folder_of, loading, weight_files
+from sd_erase.modelfiles import AUTOENCODER, DENOISER, INDEX, read_json
 from sd_erase.weights import Entry, Stored, build, check_finite, fill, held, load, matched, shapes_of, stored
 
 CLIP_TOKENS = 49_408  # rows of CLIP's token embedding, which programs of one-file checkpoints build
 CLIP_ADVICE = "pass the folder of that CLIP model with --clip"
-DENOISER, AUTOENCODER = "model.diffusion_model.", "first_stage_model."  # their places in a one-file checkpoint
 
 
 def is_checkpoint(base: Base) -> bool:
@@ -241,12 +241,17 @@ def _converted(path: Path, prefix: str, name: str, module: Any) -> tuple[dict[st
 
 
 def scheduler(base: Base) -> Any:
-    """The base's scheduler."""
+    """The base's scheduler; a one-file checkpoint's predicts what its file says."""
     import diffusers
 
-    folder = config_folder(base) / "scheduler"
     with loading(base.source):
-        settings = diffusers.DDIMScheduler.load_config(folder)
+        settings = dict(diffusers.DDIMScheduler.load_config(config_folder(base) / "scheduler"))
+        if is_checkpoint(base):
+            settings["prediction_type"] = base.prediction
+        if is_checkpoint(base) and base.zero_snr:  # then the first step has to be at pure noise (Lin et al. 2024, arXiv:2305.08891)
+            if "Euler" not in settings["_class_name"]:
+                settings["_class_name"] = "DDIMScheduler"  # PNDM's betas cannot be rescaled
+            settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         return getattr(diffusers, str(settings["_class_name"])).from_config(settings)
 
 
@@ -259,8 +264,7 @@ def load_pipeline(base: Base, dtype: Any = None) -> Any:
     import torch
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    if base.family in bases.IMAGE_TEXT:
-        raise UserError(f"Base {base.source} has no denoiser, so it draws no images: pass a Stable Diffusion model.")
+    bases.check_draws(base)
     dtype = dtype or torch.float32
     parts: dict[str, Any] = {"scheduler": scheduler(base)}
     for name in ("vae", "unet"):  # the small one first: what does not fit is told before the large one is read
@@ -268,8 +272,8 @@ def load_pipeline(base: Base, dtype: Any = None) -> Any:
     for encoder in base.encoders:
         parts[encoder.name] = text_encoder(base, encoder, dtype)
         parts[encoder.tokenizer] = tokenizer(base, encoder)
-    if base.family == "sd2" and is_checkpoint(base) and not predicts_velocity(parts["unet"]):
-        parts["scheduler"].register_to_config(prediction_type="epsilon")
+    if is_checkpoint(base) and not base.prediction_is_sure:
+        _check_prediction(base, parts["unet"])
     if base.family == "sdxl":
         index = read_json(config_folder(base) / INDEX)
         zeros = bool(index.get("force_zeros_for_empty_prompt", True))
@@ -278,6 +282,17 @@ def load_pipeline(base: Base, dtype: Any = None) -> Any:
         pipeline = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _check_prediction(base: Base, unet: Any) -> None:
+    """Raises `UserError` where the file does not state what its denoiser predicts, and two tests of its weights disagree."""
+    tried = "v_prediction" if predicts_velocity(unet) else "epsilon"
+    if tried != base.prediction:
+        beside = Path(base.source).with_suffix(".yaml").name
+        raise UserError(
+            f"Checkpoint {base.source} does not state what its denoiser predicts, and its weights look like {base.prediction} by one test, "
+            f'{tried} by another: put {beside} beside it (as A1111 has it) with the line parameterization: "v", or "eps".'
+        )
 
 
 def predicts_velocity(unet: Any) -> bool:

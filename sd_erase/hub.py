@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase.errors import UserError
+from sd_erase.modelfiles import INDEX
 from sd_erase.weights import choose_files, component_files
 
-INDEX = "model_index.json"
 SMALL = ("*.json", "*/*.json", "*/merges.txt", "merges.txt", "vocab.txt")
 ADVICE = "pass a local diffusers folder or a .safetensors checkpoint with --base, or --base pocket"
 
@@ -43,10 +43,10 @@ def folder_of(source: str, advice: str = ADVICE) -> Path:
         UserError: the hub cannot be reached, or has no such model.
     """
     path = Path(source).expanduser()
-    return path if path.exists() else _cached(source) or _fetch(source, advice)
+    return path if path.exists() else cached(source) or _fetch(source, advice)
 
 
-def _cached(identifier: str) -> Path | None:
+def cached(identifier: str) -> Path | None:
     """The folder of a hub id that was fetched before, with its components' configurations."""
     import huggingface_hub
 

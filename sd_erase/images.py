@@ -308,6 +308,7 @@ def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *
     if not original_only:
         run.require("train", "train")
     base = bases.resolve(config.base)
+    bases.check_draws(base)
     settings = Settings.of(config, base)
     prompts, files, notes = read_prompt_files(_prompt_files(config))
     device = resources.device(config.device)
@@ -333,7 +334,8 @@ def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *
         {
             **dataclasses.asdict(settings),
             **result,
-            "warnings": notes + result["warnings"],
+            "warnings": [*base.notes, *notes, *result["warnings"]],
+            **({"model": base.about} if base.about else {}),
             "prompts": len(prompts),
             "prompt_files": files,
             "base": base.name,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd_erase import resources
-from sd_erase.bases import POCKET_FOLDER, Base
+from sd_erase.bases import Base
 from sd_erase.concepts import Concept, all_cards
 from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError
@@ -48,7 +48,7 @@ def probes(
         UserError: there are no prompts for a concept.
     """
     bundled = resources.names("prompts")
-    is_pocket = base.source == str(POCKET_FOLDER)
+    is_pocket = base.pocket
     lists_of = [[prompt.text for file in prompts for prompt in read_prompts(file)]] if prompts else []
     for concept in () if prompts else concepts:
         if concept.name in bundled:

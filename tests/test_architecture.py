@@ -38,6 +38,7 @@ FOUNDATION = {
     "mismatch",
     "weights",
     "hub",
+    "modelfiles",
     "bases",
     "components",
     "lora",

@@ -25,7 +25,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return narrow("sd15", tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize(("name", "family", "resolution"), [("sd15", "sd1", 512), ("sd21", "sd2", 768), ("sdxl", "sdxl", 1024)])
+@pytest.mark.parametrize(("name", "family", "resolution"), [("sd15", "sd1", 512), ("sd21", "sd2", 512), ("sdxl", "sdxl", 1024)])
 def test_a_one_file_checkpoint_loads_without_a_hub(
     name: str, family: str, resolution: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,7 @@ def choose_dataset(spec: str, base: Base, concepts: Iterable[Concept]) -> str:
     """`spec`, or what "auto" stands for: the pocket base's own scenes for objects, else synthetic captions."""
     if spec != "auto":
         return spec
-    return "pocket" if base.name == "pocket" and all(concept.kind == "object" for concept in concepts) else "synthetic"
+    return "pocket" if base.pocket and all(concept.kind == "object" for concept in concepts) else "synthetic"
 
 
 def open_dataset(

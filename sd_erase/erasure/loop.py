@@ -154,6 +154,7 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "seconds": round(time.perf_counter() - started, 1),
             "peak_memory_mb": _peak_memory(accelerator),
             "warnings": list(warnings),
+            **({"model": base.about} if base.about else {}),
         },
     )
 

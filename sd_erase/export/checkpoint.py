@@ -182,12 +182,14 @@ def _write(
         **modelspec(
             f"{header.metadata.get('modelspec.title', header.path.stem)} without {job.concept}",
             f"Checkpoint from whose text encoder sd-erase erased {job.concept} (objective {job.objective}).",
-            job.base.family,
+            job.base,
             "",
             job.date,
         ),
         **job.provenance(),
     }
+    if stated := header.metadata.get("modelspec.architecture"):  # by whoever made the checkpoint
+        metadata["modelspec.architecture"] = stated
     for stale in ("sshs_model_hash", "sshs_legacy_hash"):  # of the original's bytes
         metadata.pop(stale, None)
     with job.written(target, size) as temporary:

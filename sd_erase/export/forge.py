@@ -55,7 +55,7 @@ def _write(job: Job, target: Any) -> dict[str, Any]:
     title = f"{job.base.name} text encoders without {job.concept}"
     metadata = {
         "format": "pt",
-        **modelspec(title, description, job.base.family, "text-encoder", job.date),
+        **modelspec(title, description, job.base, "text-encoder", job.date),
         **job.provenance(),
     }
     with job.written(target, size) as temporary:

@@ -15,7 +15,7 @@ from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.export import compare
 from sd_erase.export.job import SHORT, Erased, Job, save, sha256
-from sd_erase.export.modelspec import modelspec
+from sd_erase.export.modelspec import kohya_version, modelspec
 from sd_erase.formats import linear_modules, lora_name
 from sd_erase.lora import add_lora
 from sd_erase.progress import Progress
@@ -23,7 +23,6 @@ from sd_erase.rundir import RunDir
 
 MAX_LOSS = 0.1  # share of the weights' change that an extracted LoRA may lose, in the Frobenius norm
 DEFAULT_RANK = 64
-VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2_v", "sdxl": "sdxl_base_v1-0"}
 # how far the numbers of a LoRA, rounded to its type, may put the hidden states from those of the numbers before rounding
 TOLERANCE = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.05}
 
@@ -227,11 +226,11 @@ def _write(
         **modelspec(
             f"{job.concept} erased from {job.base.name}",
             f"{'LoRA' if kind == 'lora' else 'Exact change (.diff)'} of the CLIP text encoder with which sd-erase erases {job.concept} (objective {job.objective}).",
-            job.base.family,
+            job.base,
             "lora",
             job.date,
         ),
-        "ss_base_model_version": VERSIONS[job.base.family],
+        "ss_base_model_version": kohya_version(job.base),
         "ss_v2": str(sd2),
         "ss_output_name": target.stem,
         **metadata,

@@ -66,7 +66,7 @@ def write_encoder(job: Job, erased: Erased, target: Path) -> dict[str, Any]:
         **modelspec(
             f"{job.base.name} {erased.name} without {job.concept}",
             f"CLIP text encoder from which sd-erase erased {job.concept} (objective {job.objective}).",
-            job.base.family,
+            job.base,
             "text-encoder",
             job.date,
         ),

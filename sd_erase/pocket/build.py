@@ -500,8 +500,10 @@ def pack(recipe: Recipe, folder: Path, target: Path) -> Path:
 
     from sd_erase.clip import save_text_encoder
     from sd_erase.formats import PREFIX
+    from sd_erase.modelfiles import STATEMENT
 
     clip = full_clip(recipe, folder)
+    setattr(clip.config.text_config, STATEMENT, "pocket")  # by which a base is known as this one
     state = {key: value.half().contiguous() for key, value in clip.state_dict().items() if not key.endswith("position_ids")}
     text = CLIPTextModel(clip.config.text_config)
     text.load_state_dict(clip.text_model.state_dict())

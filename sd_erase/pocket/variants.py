@@ -17,8 +17,10 @@ from torch.nn.functional import cross_entropy, interpolate, normalize
 from sd_erase.bases import ROWS
 from sd_erase.blip import BlipAsClip
 from sd_erase.clip import image_embeddings, load_towers, text_embeddings
+from sd_erase.modelfiles import STATEMENT, read_json
 from sd_erase.pocket import world
 from sd_erase.pocket.build import POSITIONS, Recipe, _pixels, _worker, compact_ids, data, fit, known_ids, tokenizer
+from sd_erase.rundir import write_json_atomic
 
 SCENES = 8192  # of the training distribution
 BATCH = 64  # scenes a step
@@ -38,7 +40,7 @@ def patch_clip(patch: int, folder: Path, steps: int = PATCH_STEPS) -> Path:
 
     target = folder / f"patch{patch}"
     if (target / "config.json").is_file():
-        return target
+        return _stated(target)
     towers = load_towers(ROWS["pocket"], "cpu", need_images=True)
     config = towers.clip.config
     own, config.vision_config.patch_size = config.vision_config.patch_size, patch
@@ -83,7 +85,7 @@ def blip(folder: Path, steps: int = BLIP_STEPS) -> Path:
 
     target = folder / "blip"
     if (target / "config.json").is_file():
-        return target
+        return _stated(target)
     tok, known = tokenizer(), known_ids()
 
     def build(vocabulary: int, bos: int, eos: int) -> Any:
@@ -196,4 +198,13 @@ def _store(model: Any, target: Path) -> Path:
     else:
         CLIPImageProcessor(**options, crop_size=options["size"]).save_pretrained(target)
     (target / "config.json").write_text(config, encoding="utf-8")
+    return _stated(target)
+
+
+def _stated(target: Path) -> Path:
+    """The model with the statement that it is the pocket's in its configuration, which those of earlier versions lack."""
+    config = read_json(target / "config.json")
+    if config["text_config"].get(STATEMENT) != "pocket":
+        config["text_config"][STATEMENT] = "pocket"
+        write_json_atomic(target / "config.json", config)
     return target

@@ -143,7 +143,7 @@ def _table_row(row: dict[str, Any]) -> dict[str, Any]:
 def _loading(base: Base, manifests: dict[str, Any], exports: list[str]) -> list[dict[str, Any]]:
     """For each export that was written, else for ComfyUI's, the programs that take it and those that do not."""
     done = {stage.removeprefix("export-"): manifest for stage in exports if (manifest := manifests[stage])}
-    fallback = [client._asdict() for client in clients("comfyui", base.family, pocket=base.name == "pocket")]
+    fallback = [client._asdict() for client in clients("comfyui", base.family, pocket=base.pocket)]
     ways = [{"to": to, "programs": manifest["programs"]} for to, manifest in done.items() if manifest.get("programs")]
     return ways or [{"to": "comfyui", "programs": fallback}]
 

@@ -285,7 +285,7 @@ def tsne(recipe: Recipe, bench: Bench) -> Experiment:
         [name for name in sorted(by_class) if name not in forgotten], int(recipe.sizes.get("classes", 10)) - len(forgotten)
     )
     classes = [*sorted(forgotten), *others]
-    forms = tasks.templates(recipe.sizes.get("templates", "pocket" if bench.base.name == "pocket" else "cifar100"))
+    forms = tasks.templates(recipe.sizes.get("templates", "pocket" if bench.base.pocket else "cifar100"))
     paths = {name: spread(by_class[name], int(recipe.sizes.get("images", 50))) for name in classes}
     panels, rows = {}, []
     for when, each in (("before", bench.original()), ("after", towers)):

@@ -39,7 +39,7 @@ def zero_shot_of(
     """  # fmt: skip
     run = None if settings is None else bench.run(settings, concepts, seed, side)
     most = int(recipe.sizes.get("test", MOST))
-    asked = recipe.sizes.get("templates", "pocket" if bench.base.name == "pocket" else "cifar100")
+    asked = recipe.sizes.get("templates", "pocket" if bench.base.pocket else "cifar100")
     inputs = [side, concepts, split, most, asked if side == "classes" else POOL, bench.specs[side]]
 
     def measure(towers: Towers) -> dict[str, float]:
