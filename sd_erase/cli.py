@@ -675,8 +675,9 @@ def inspect_command(file: Path, as_json: bool) -> None:
       sd-erase inspect outputs/bicycle-pocket-0001/export/bicycle-pocket-text_encoder-fp16.safetensors
     """
     from sd_erase.export.metadata import inspect_file
+    from sd_erase.progress import RichProgress
 
-    found = inspect_file(file)
+    found = inspect_file(file, RichProgress())
     if as_json:
         echo_json(found)
     else:

@@ -29,7 +29,8 @@ HASH = "modelspec.hash_sha256"  # of all bytes behind the header: changes with t
 CONTENT = "sd_erase.content_sha256"  # of every tensor, whatever their order: see `content_sha256`
 ENCODER_CONTENT = "sd_erase.encoder_sha256"  # the same of a checkpoint's text encoders alone
 UNREADABLE = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}  # types of safetensors that no number of torch has
-LAYER = re.compile(r"(?:layers|resblocks)\.(\d+)\.")
+LAYER = re.compile(r"(?:layers|resblocks)\.(\d{1,9})\.")
+MAX_LAYERS = 1000  # a name may claim any number
 
 
 class Place(NamedTuple):
@@ -74,8 +75,9 @@ def linear_modules(layers: int) -> list[str]:
 
 
 def count_layers(names: Iterable[str]) -> int:
-    """The number of layers that tensors of these names make up; 0 where there is none."""
-    return 1 + max((int(match[1]) for name in names if (match := LAYER.search(name))), default=-1)
+    """The number of layers that tensors of these names make up; 0 where there is none, at most `MAX_LAYERS`."""
+    numbers = (int(match[1]) for name in names if (match := LAYER.search(name)))
+    return 1 + max((min(number, MAX_LAYERS - 1) for number in numbers), default=-1)
 
 
 def lora_name(module: str, place: Place) -> str:

@@ -198,7 +198,7 @@ def test_position_ids_stay_and_broken_ones_are_named(sd15: tuple[Any, Path], tmp
     manifest = export(settings, run, "a1111")
     assert torch.equal(safetensors.torch.load_file(path_of(manifest))[name], tensors[name])
     assert "position_ids of my-model.safetensors is not 0 to 76" in manifest["warnings"][0]
-    assert any("is not 0 to 76" in note for note in inspect_file(sd15[1])["notes"])
+    assert any("is not 0 to 76" in problem for problem in inspect_file(sd15[1])["problems"])
 
 
 def test_old_names_without_text_model_are_kept(sd15: tuple[Any, Path], tmp_path: Path) -> None:
@@ -556,7 +556,7 @@ def test_inspect_verifies_foreign_checkpoints_and_encoders(model: tuple[Any, Pat
 
 def test_inspect_finds_what_programs_do_not_load_in_loras(tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
-    up, down = torch.zeros(8, 2), torch.zeros(2, 8)
+    up, down = torch.ones(8, 2), torch.ones(2, 8)
     for tensors, words in (
         ({"lora_te_encoder_layers_0_mlp_fc1.lora_up.weight": up, "lora_te_encoder_layers_0_mlp_fc1.lora_down.weight": down}, "lack text_model_"),
         ({"lora_te_text_model_x.lora_up.weight": up}, "without its other half"),

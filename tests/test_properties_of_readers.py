@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from sd_erase.concepts.cards import own_card, read_yaml  # noqa: E402
 from sd_erase.config import RunConfig, load, to_dict  # noqa: E402
 from sd_erase.detection import Card, read_card  # noqa: E402
 from sd_erase.errors import UserError  # noqa: E402
+from sd_erase.export.metadata import inspect_file  # noqa: E402
+from sd_erase.formats import CONTENT, ENCODER_CONTENT, HASH  # noqa: E402
 from sd_erase.headers import BITS, read_header  # noqa: E402
 from sd_erase.reproduce import Recipe as Experiment  # noqa: E402
 from sd_erase.reproduce import read_recipe as read_experiment  # noqa: E402
@@ -74,6 +77,53 @@ def test_any_file_is_read_or_refused_as_safetensors_does(tmp_path_factory: pytes
         return
     found = safetensors.deserialize(content)  # never taken where the library refuses
     assert {name: list(header.shape(name)) for name in header.tensors} == {name: entry["shape"] for name, entry in found}
+
+
+# --- inspect ------------------------------------------------------------------------------------------------------------------
+
+LAYER = "text_model.encoder.layers.0."
+PARTS = [
+    "text_model.embeddings.token_embedding.weight", "text_model.embeddings.position_embedding.weight", "text_model.embeddings.position_ids",
+    f"{LAYER}self_attn.q_proj.weight", f"{LAYER}mlp.fc1.weight", f"{LAYER}mlp.fc1.bias", f"{LAYER}layer_norm1.weight",
+    "text_model.encoder.layers.99999999999.mlp.fc1.bias", "text_model.final_layer_norm.weight", "text_projection.weight", "text_projection",
+    "encoder.layers.0.mlp.fc1.weight", "final_layer_norm.weight", "transformer.resblocks.0.attn.in_proj_weight", "ln_final.weight",
+    "token_embedding.weight", "visual.proj", "vision_model.x", "down_blocks.0.x", "decoder.x", "encoder.block.0.x", "double_blocks.0.x",
+    "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
+    "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha", "lora_te1_x.diff", "lora_te1_x.diff_b", "lora_unet_x.dora_scale", "x.alpha",
+    "text_encoder.x.lora_A.weight", "text_encoder.x.lora_B.default.weight", "x.SCB", "x.quant_state.y", "x.weight_scale", "scaled_fp8",
+]  # fmt: skip
+PREFIXES = ["", "", "", "cond_stage_model.transformer.", "cond_stage_model.model.", "conditioner.embedders.0.transformer.",
+            "conditioner.embedders.1.model.", "model.diffusion_model.", "first_stage_model."]  # fmt: skip
+METADATA = [HASH, CONTENT, ENCODER_CONTENT, "sd_erase.version", "sd_erase.concept", "sd_erase.anchor", "sd_erase.encoder", "format", "x"]
+
+
+@st.composite
+def models(draw: st.DrawFn) -> bytes:
+    """A valid file of tensors with the names that `inspect` knows, of any types, shapes and numbers."""
+    header: dict[str, Any] = {"__metadata__": draw(st.dictionaries(st.sampled_from(METADATA), st.text(max_size=80), max_size=4))}
+    numbers = b""
+    names = draw(st.lists(st.tuples(st.sampled_from(PREFIXES), st.sampled_from(PARTS)).map("".join), max_size=10, unique=True))
+    for name in names:
+        shape, dtype = draw(st.lists(st.integers(0, 4) | st.just(16), max_size=4)), draw(st.sampled_from(sorted(BITS)))
+        shape = shape if math.prod(shape) * BITS[dtype] % 8 == 0 else [8, *shape]
+        size = math.prod(shape) * BITS[dtype] // 8
+        part = draw(st.binary(min_size=1, max_size=8))
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(numbers), len(numbers) + size]}
+        numbers += (part * (size // len(part) + 1))[:size]
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + numbers
+
+
+@given(models() | files())
+def test_any_file_is_inspected_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "inspected.safetensors"
+    path.write_bytes(content)
+    try:
+        found = inspect_file(path)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    assert found["kind"] and json.dumps(found) and all(isinstance(text, str) for text in (*found["notes"], *found["problems"]))
 
 
 # --- YAML: settings, recipes, concept and detector cards ----------------------------------------------------------------------

@@ -13,6 +13,7 @@ from sd_erase import components, formats
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.export import compare
+from sd_erase.export.encoders import position_id_problems
 from sd_erase.export.job import CODES, TOLERANCE, Erased, Job, sha256
 from sd_erase.export.modelspec import modelspec
 from sd_erase.formats import Header, Place
@@ -134,22 +135,6 @@ def _check_same_encoder(job: Job, header: Header, mappings: dict[Erased, dict[st
                         f"{job.base.name}'s."
                     )
                 task.advance()
-
-
-def position_id_problems(header: Header, prefix: str) -> list[str]:
-    """What is wrong with a checkpoint's ``position_ids``, which merges corrupt by rounding; they are copied as they are."""
-    import torch
-
-    problems = []
-    for name in header.tensors:
-        if name.startswith(prefix) and name.endswith(formats.POSITION_IDS):
-            ids = formats.read_tensors(header.path, [name])[name].flatten()
-            if not torch.equal(ids.double(), torch.arange(len(ids)).double()):
-                problems.append(
-                    f"{name} of {header.path.name} is not 0 to {len(ids) - 1}, as some merges leave it: programs that read it "
-                    "see prompts scrambled; repair the checkpoint."
-                )
-    return problems
 
 
 def _write(

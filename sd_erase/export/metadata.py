@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from sd_erase import formats
-from sd_erase.export.checkpoint import position_id_problems
+from sd_erase.export import encoders, numbers
 from sd_erase.export.integrity import check as integrity_of
-from sd_erase.formats import PREFIX, Header, text_encoder_keys
+from sd_erase.export.numbers import Numbers
+from sd_erase.formats import PREFIX, Header
 from sd_erase.lora import is_lora
+from sd_erase.progress import Progress
 
 # (width, layers) of known text encoders
 ENCODERS = {
@@ -24,8 +26,11 @@ ENCODERS = {
     (1280, 32): "CLIP-G text encoder (Stable Diffusion XL)",
 }
 FAMILIES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
-# tensors that a text encoder's file may hold beside the encoder
-COMPANIONS = {"logit_scale", "visual_projection.weight", "text_projection.weight", "text_projection", "attn_mask"}
+# tensors of the denoiser and the autoencoder in full checkpoints
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+UNET_TENSORS = {"sd1": 686, "sd2": 686, "sdxl": 1680}
+VAE_TENSORS = 248
+VAE_PARTS = tuple(f"{VAE}{part}." for part in ("encoder", "decoder", "quant_conv", "post_quant_conv"))
 LORA_PART = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_(?:up|down|mid)\.weight|lora_[AB](?:\.\w+)?\.weight|lora\.(?:up|down)\.weight"
     r"|lora_linear_layer\.(?:up|down)\.weight|alpha|diff|diff_b|dora_scale|hada_\w+|lokr_\w+)"
@@ -38,8 +43,10 @@ LORA_PAIRS = (
 )
 
 
-def inspect_file(path: Path) -> dict[str, Any]:
-    """What a safetensors file is, from its names and header; a foreign one is recognised too.
+def inspect_file(path: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """What a safetensors file is and what is wrong with it, from its names, header and numbers; a foreign one is recognised too.
+
+    The numbers are read block by block: memory does not grow with the file.
 
     Returns:
         file, kind, tensors, parameters, bytes, dtypes, layers (of text encoders), rank (of LoRAs), concept, anchor, objective,
@@ -50,9 +57,10 @@ def inspect_file(path: Path) -> dict[str, Any]:
     """
     header = formats.read_header(path)
     metadata = header.metadata
-    kind, details, notes, problems = _recognise(header)
+    found = numbers.scan(header, progress)
+    kind, details, notes, problems = _recognise(header, found)
     integrity = integrity_of(header)
-    problems += integrity.problems
+    problems = [*numbers.not_finite(found), *problems, *integrity.problems]
     notes += integrity.notes
     return {
         "file": str(path),
@@ -75,90 +83,104 @@ def inspect_file(path: Path) -> dict[str, Any]:
     }
 
 
-def _recognise(header: Header) -> tuple[str, dict[str, Any], list[str], list[str]]:
+def _recognise(header: Header, found: dict[str, Numbers]) -> tuple[str, dict[str, Any], list[str], list[str]]:
     """Kind, details, notes and problems of a file."""
     names = set(header.tensors)
-    is_checkpoint = any(
-        name.startswith(("cond_stage_model.", "conditioner.embedders.", "model.diffusion_model.")) for name in names
-    )
-    if is_checkpoint:
-        return _checkpoint(header)
+    if any(name.startswith(("cond_stage_model.", "conditioner.embedders.", UNET)) for name in names):
+        return _checkpoint(header, found)
     if is_lora(names):
-        return _lora(header)
+        return _lora(header, found)
     if any(name.startswith("transformer.resblocks.") for name in names):
         if any(name.startswith("visual.") for name in names):
-            return "CLIP model with both towers in OpenCLIP's layout", {}, [], []
-        return _encoder(header, "", True, ["ln_final.weight"])
+            return "CLIP model with both towers in OpenCLIP's layout", {}, *_weights(header, found, lambda name: True)
+        return _encoder(header, found, True)
     if any(name.startswith(f"{PREFIX}encoder.layers.") for name in names):
         if any(name.startswith("vision_model.") for name in names):
-            return "CLIP model with both towers", {"layers": formats.count_layers(_of(names, PREFIX))}, [], []
-        return _encoder(header, "", False, [f"{PREFIX}final_layer_norm.weight"])
+            details = {"layers": formats.count_layers(_of(names, PREFIX))}
+            notes, problems = _weights(header, found, lambda name: not name.endswith(formats.POSITION_IDS))
+            return "CLIP model with both towers", details, notes, problems + encoders.position_id_problems(header, PREFIX)
+        return _encoder(header, found, False)
     if any(name.startswith("encoder.layers.0.") for name in names) and "final_layer_norm.weight" in names:
+        kind, details, notes, problems = _encoder(header, found, False)
         note = "its names lack the prefix text_model., so ComfyUI would load nothing from it: export it with sd-erase"
-        return "CLIP text encoder without the prefix text_model.", {"layers": formats.count_layers(names)}, [note], []
+        return "CLIP text encoder without the prefix text_model.", details, [note, *notes], problems
+    return _other(names), {}, *_weights(header, found, lambda name: not name.endswith(("_ids", "num_batches_tracked")))
+
+
+def _other(names: Iterable[str]) -> str:
+    """The kind of a file without a text encoder of CLIP's."""
     if any(name.startswith(("down_blocks.", "up_blocks.")) for name in names):
-        return "UNet (diffusers)", {}, [], []
+        return "UNet (diffusers)"
     if any(name.startswith(("decoder.", "first_stage_model.decoder.")) for name in names):
-        return "autoencoder", {}, [], []
+        return "autoencoder"
     if any(re.search(r"(^|\.)(encoder\.block|shared)\.", name) for name in names):
-        return "T5 text encoder", {}, [], []
+        return "T5 text encoder"
     if any(re.search(r"(^|\.)(double_blocks|joint_blocks|transformer_blocks)\.", name) for name in names):
-        return "diffusion transformer (FLUX.1, Stable Diffusion 3)", {}, [], []
-    return "unknown", {}, [], []
+        return "diffusion transformer (FLUX.1, Stable Diffusion 3)"
+    return "unknown"
 
 
 def _of(names: Iterable[str], prefix: str) -> list[str]:
     return [name for name in names if name.startswith(prefix)]
 
 
-def _missing(header: Header, prefix: str, open_clip: bool, projection: bool) -> tuple[int, list[str], list[str]]:
-    """Layers, and the tensors that an encoder in a file lacks and those that do not belong to it."""
-    own = _of(header.tensors, prefix)
-    layers = formats.count_layers(own)
-    expected = formats.stored_names(text_encoder_keys(layers, projection), own, prefix, open_clip)
-    companions = {prefix + name for name in COMPANIONS}
-    foreign = [
-        name for name in own if name not in expected and name not in companions and not name.endswith(formats.POSITION_IDS)
-    ]
-    return layers, sorted(expected.keys() - header.tensors.keys()), sorted(foreign)
+def _weights(header: Header, found: dict[str, Numbers], which: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+    """Notes and problems about a component's weights: quantised, or all zero."""
+    matrices = [name for name in header.tensors if which(name) and len(header.shape(name)) > 1]
+    notes, problems = numbers.quantised(header, matrices)
+    return notes, problems + numbers.all_zero(found, matrices)
 
 
-def _key_problems(missing: list[str], foreign: list[str]) -> list[str]:
-    problems = [f"{len(missing)} tensors of the encoder are missing, first {missing[0]}."] if missing else []
-    return problems + ([f"{len(foreign)} tensors do not belong to a text encoder, first {foreign[0]}."] if foreign else [])
-
-
-def _checkpoint(header: Header) -> tuple[str, dict[str, Any], list[str], list[str]]:
+def _checkpoint(header: Header, found: dict[str, Numbers]) -> tuple[str, dict[str, Any], list[str], list[str]]:
     family = formats.checkpoint_family(header.tensors)
+    notes, problems = _weights(header, found, lambda name: name.startswith((UNET, *VAE_PARTS)))
     if family is None:
         has_encoder = any(name.startswith(("cond_stage_model.", "conditioner.embedders.")) for name in header.tensors)
-        return f"checkpoint {'of another kind' if has_encoder else 'without a text encoder'}", {}, [], []
-    kind, notes, problems, layers = f"checkpoint ({FAMILIES[family]})", [], [], []
+        return f"checkpoint {'of another kind' if has_encoder else 'without a text encoder'}", {}, notes, problems
+    kind, layers = f"checkpoint ({FAMILIES[family]})", []
     for place in formats.PLACES[family]:
-        count, missing, foreign = _missing(header, place.prefix, place.open_clip, place.encoder == "text_encoder_2")
-        layers.append(count)
-        problems += _key_problems(missing, [])
-        notes += [f"{len(foreign)} tensors do not belong to its text encoder, first {foreign[0]}"] if foreign else []
-        notes += position_id_problems(header, place.prefix)
-    if not _of(header.tensors, "model.diffusion_model."):
+        own = encoders.examine(header, found, place.prefix, place.open_clip, place.encoder == "text_encoder_2")
+        layers.append(own.layers)
+        problems += own.problems
+        notes += own.notes
+        notes += [f"{len(own.foreign)} tensors do not belong to its text encoder, first {own.foreign[0]}"] if own.foreign else []
+    return kind, {"layers": layers[0] if len(layers) == 1 else layers}, notes + _parts(header, family), problems
+
+
+def _parts(header: Header, family: str) -> list[str]:
+    """Notes about what a checkpoint holds beside its text encoders."""
+    notes = []
+    unet, vae = _of(header.tensors, UNET), [name for name in header.tensors if name.startswith(VAE_PARTS)]
+    first = f"{UNET}input_blocks.0.0.weight"
+    is_full = first in header.tensors and header.shape(first)[:1] == (320,)
+    if not unet:
         notes.append("it holds no UNet")
-    if not _of(header.tensors, "first_stage_model."):
+    elif is_full and len(unet) != UNET_TENSORS[family]:
+        notes.append(
+            f"its UNet has {len(unet)} tensors, that of {FAMILIES[family]} {UNET_TENSORS[family]}: it is distilled, changed or incomplete"
+        )
+    if not _of(header.tensors, VAE):
         notes.append("it holds no autoencoder")
-    return kind, {"layers": layers[0] if len(layers) == 1 else layers}, notes, problems
+    elif is_full and len(vae) < VAE_TENSORS:
+        notes.append(f"its autoencoder has {len(vae)} tensors of {VAE_TENSORS}: it is incomplete")
+    return notes
 
 
-def _encoder(header: Header, prefix: str, open_clip: bool, norms: list[str]) -> tuple[str, dict[str, Any], list[str], list[str]]:
-    names = set(header.tensors)
-    layers, missing, foreign = _missing(header, prefix, open_clip, bool(names & {"text_projection", "text_projection.weight"}))
-    notes = ["holds position_ids, which some programs refuse"] if any(n.endswith(formats.POSITION_IDS) for n in names) else []
-    width = header.shape(norms[0])[0] if norms[0] in names else 0
-    if (width, layers) == (1280, 32) and not names & {"text_projection", "text_projection.weight"}:
+def _encoder(header: Header, found: dict[str, Numbers], open_clip: bool) -> tuple[str, dict[str, Any], list[str], list[str]]:
+    projections = header.tensors.keys() & {"text_projection", "text_projection.weight"}
+    own = encoders.examine(header, found, "", open_clip, bool(projections))
+    notes, problems = own.notes, own.problems
+    if own.foreign:
+        problems.append(f"{len(own.foreign)} tensors do not belong to a text encoder, first {own.foreign[0]}.")
+    if any(name.endswith(formats.POSITION_IDS) for name in header.tensors):
+        notes.append("holds position_ids, which some programs refuse")
+    if (own.width, own.layers) == (1280, 32) and not projections:
         notes.append("lacks text_projection, which SDXL's pooled output needs")
-    kind = ENCODERS.get((width, layers), f"CLIP text encoder of width {width}") + (" in OpenCLIP's layout" if open_clip else "")
-    return kind, {"layers": layers}, notes, _key_problems(missing, foreign)
+    kind = ENCODERS.get((own.width, own.layers), f"CLIP text encoder of width {own.width}")
+    return kind + (" in OpenCLIP's layout" if open_clip else ""), {"layers": own.layers}, notes, problems
 
 
-def _lora(header: Header) -> tuple[str, dict[str, Any], list[str], list[str]]:
+def _lora(header: Header, found: dict[str, Numbers]) -> tuple[str, dict[str, Any], list[str], list[str]]:
     modules: dict[str, set[str]] = {}
     for name in header.tensors:
         if match := LORA_PART.fullmatch(name):
@@ -180,14 +202,38 @@ def _lora(header: Header) -> tuple[str, dict[str, Any], list[str], list[str]]:
     for name in header.tensors:
         if name.endswith(("lora_down.weight", "lora_A.weight", "lora.down.weight")) and header.shape(name):
             ranks[header.shape(name)[0]] += 1
-    alphas = {
-        float(value) for value in formats.read_tensors(header.path, _ending(header, ".alpha")).values() if value.numel() == 1
-    }
+    problems += lora_shapes(header)
+    problems += _without_effect(header, found)
+    more, faults = numbers.quantised(header, [name for name in header.tensors if len(header.shape(name)) > 1])
+    notes, problems = notes + more, problems + faults
+    scalars = [name for name in _ending(header, ".alpha") if found[name].size == 1 and header.tensors[name]["dtype"] in numbers.PLAIN]
+    alphas = {float(value) for value in formats.read_tensors(header.path, scalars).values()}
     if len(alphas) > 1:
         notes.append("its alphas differ from layer to layer, which diffusers mis-scales")
     if any(re.match(r"lora_te_(encoder|embeddings)_", name) for name in on_text):
         problems.append("its names lack text_model_, so no program applies them to the text encoder.")
     return kind, {"rank": max(ranks) if ranks else None}, notes, problems
+
+
+def lora_shapes(header: Header) -> list[str]:
+    """Pairs of a LoRA whose ranks differ, and alphas that are no single number."""
+    wrong = [f"{name} {list(header.shape(name))}" for name in _ending(header, ".alpha") if math.prod(header.shape(name)) != 1]
+    for up, down in LORA_PAIRS:
+        for name in _ending(header, f".{up}"):
+            other = name.removesuffix(up) + down
+            shapes = header.shape(name), header.shape(other) if other in header.tensors else None
+            if shapes[1] is not None and (min(map(len, shapes)) < 2 or shapes[0][1] != shapes[1][0]):
+                wrong.append(f"{name} {list(shapes[0])} on {list(shapes[1])}")
+    return [f"{len(wrong)} of its tensors have a wrong shape, first {wrong[0]}."] if wrong else []
+
+
+def _without_effect(header: Header, found: dict[str, Numbers]) -> list[str]:
+    """Whether every change in the file is zero."""
+    parts = (*(up for up, _ in LORA_PAIRS), "diff", "diff_b")
+    changes = [name for name in header.tensors if name.endswith(tuple(f".{part}" for part in parts)) and found[name].size]
+    if changes and all(found[name].is_zero for name in changes):
+        return [f"all {len(changes)} changes in it are zero: it does nothing."]
+    return []
 
 
 def _ending(header: Header, suffix: str) -> list[str]:
