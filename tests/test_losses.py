@@ -75,6 +75,20 @@ def test_prediction_divergence_goes_both_ways() -> None:
     assert prediction_divergence(wide.T, moved.T).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_prediction_divergence_is_each_side_averaged_over_its_own_queries() -> None:
+    original, student = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 0.5]]), torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 1.0]])
+
+    def mean_divergence(before: list[list[float]], after: list[list[float]]) -> float:
+        total = 0.0
+        for rows in zip(before, after, strict=True):
+            p, q = ([math.exp(value) / sum(map(math.exp, row)) for value in row] for row in rows)
+            total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+        return total / len(before)
+
+    both = mean_divergence(original.tolist(), student.tolist()) + mean_divergence(original.T.tolist(), student.T.tolist())
+    assert prediction_divergence(original, student).item() == pytest.approx(both / 2, rel=1e-5)
+
+
 def test_spread_is_the_variance_about_the_mean_state() -> None:
     states = torch.tensor([[[0.0, 10.0], [2.0, 10.0]], [[0.0, 14.0], [2.0, 14.0]]])  # each dimension about its own mean
     assert spread(states).item() == pytest.approx((1.0 + 4.0) / 2)

@@ -126,6 +126,7 @@ def test_doubts_come_with_what_to_do() -> None:
         (10, 7, 10, "A lot", "bad"),
         (12, 12, 12, "Little is seen, but 12 named objects are few", "open"),
         (50, 50, 100, "Little is seen, but 100 named objects are few", "open"),  # the interval's lower end is 40 %
+        (200, 200, 400, "Little that the detector sees", "good"),  # 45 % is above 85 % of the original's rate
         (5, 4, 5, "Cannot be told: 5 named objects are too few", "open"),
         (0, 0, 100, "Cannot be told: no prompt names another object that the detector finds", "open"),
     ],
@@ -153,7 +154,7 @@ def test_harm_is_named_the_worst_first() -> None:
     ]
     certain = judge_others(of(line("others", 100, 90, 100), line("object", 2000, 0, 2000, "cat")))  # a p-value of zero
     assert certain.sentences[1] == "Found less often beyond chance (p < 0.05): cat (100% to 0%)."
-    fine = judge_others(of(line("others", 100, 99, 100), line("object", 10, 12, 50, "cat"), line("object", 50, 49, 50, "dog")))
+    fine = judge_others(of(line("others", 100, 99, 100), line("object", 10, 40, 50, "cat"), line("object", 50, 49, 50, "dog")))
     assert fine.sentences[1] == "No single object is found less often beyond chance (p < 0.05)."
 
 
