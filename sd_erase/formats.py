@@ -240,12 +240,25 @@ def read_encoders(path: Path) -> dict[str, dict[str, Any]]:
             place.encoder: read_encoder(header, place.prefix, place.open_clip, place.encoder == "text_encoder_2")
             for place in PLACES[family]
         }
+    if found := _comfyui_encoders(header):
+        return found
     component = header.metadata.get("sd_erase.encoder", "")
     if any(name.startswith("transformer.resblocks.") for name in header.tensors):
         return {component: read_encoder(header, open_clip=True, projection="text_projection" in header.tensors)}
     if any(name.removeprefix(PREFIX).startswith("encoder.layers.0.self_attn.") for name in header.tensors):
         return {component: read_encoder(header, projection="text_projection.weight" in header.tensors)}
     raise UserError(f"File {path} holds no text encoder of Stable Diffusion: `sd-erase inspect` says what it is.")
+
+
+def _comfyui_encoders(header: Header) -> dict[str, dict[str, Any]]:
+    """The text encoders under ComfyUI's own names, as checkpoints of SD 3 and FLUX.1 and some savers have them."""
+    found = {}
+    for name, component in (("clip_l", "text_encoder"), ("clip_h", "text_encoder"), ("clip_g", "text_encoder_2")):
+        for prefix in (f"text_encoders.{name}.transformer.", f"{name}.transformer."):
+            if f"{prefix}{PREFIX}final_layer_norm.weight" in header.tensors:
+                has_projection = f"{prefix}text_projection.weight" in header.tensors
+                found[component] = read_encoder(header, prefix, projection=has_projection)
+    return found
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------------

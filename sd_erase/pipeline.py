@@ -6,15 +6,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sd_erase import formats
+from sd_erase import formats, hosts
 from sd_erase.bases import Base
 from sd_erase.components import load_pipeline
 from sd_erase.errors import UserError
 from sd_erase.lora import add_lora, is_lora
 from sd_erase.rundir import RunDir
-from sd_erase.weights import load_named
 
 ENCODERS = ("text_encoder", "text_encoder_2")
+SMALL = ("tokenizer", "tokenizer_2", "scheduler")  # copied into the result
 
 
 def load_original(base: Base, device: Any, dtype: Any) -> Any:
@@ -45,8 +45,10 @@ def load_erased(pipeline: Any, source: str | Path) -> Any:
     """A diffusers pipeline with an erased text encoder in place of its own.
 
     Args:
-        pipeline: any diffusers pipeline with CLIP text encoders; it stays as it is, and the result shares all other parts
-            with it. With FLUX.1 and SD 3 the erasure is partial, because their T5 encoder still knows the concept.
+        pipeline: any diffusers pipeline with CLIP text encoders; it stays as it is, and the result shares the denoiser, the
+            autoencoder and all else with it but the tokenizers and the scheduler. LoRAs that are attached to its text encoders
+            stay attached, tokens that were added stay. With FLUX.1 and SD 3 the erasure is partial, because their T5 encoder
+            still knows the concept.
         source: a run's folder, or what `sd-erase export` wrote: a text encoder's file, a full checkpoint, a LoRA, its exact
             form, or a diffusers folder. SDXL's two files are loaded one after the other.
 
@@ -54,7 +56,8 @@ def load_erased(pipeline: Any, source: str | Path) -> Any:
         A new pipeline of the same class.
 
     Raises:
-        UserError: `source` is none of these, is damaged, or does not fit the pipeline.
+        UserError: `source` is none of these, is damaged, or does not fit the pipeline; or the pipeline's encoder is quantised,
+            offloaded, or has a LoRA fused into it.
 
     Example:
         >>> pipe = load_erased(pipe, "bicycle-sd15-text_encoder-vit-l-fp16.safetensors")  # doctest: +SKIP
@@ -63,18 +66,19 @@ def load_erased(pipeline: Any, source: str | Path) -> Any:
     import inspect
 
     source = Path(source).expanduser()
-    own = {name: encoder for name in ENCODERS if _is_clip(encoder := getattr(pipeline, name, None))}
+    own = {name: encoder for name in ENCODERS if _is_clip(encoder := hosts.unwrapped(getattr(pipeline, name, None)))}
     if not own:
         raise UserError(f"A {type(pipeline).__name__} has no CLIP text encoder: pass a Stable Diffusion pipeline.")
-    encoders = {}
-    for name, state in _states(own, source).items():
-        encoders[name] = copy.deepcopy(own[name])
-        _load(encoders[name], state, source)
+    for name, encoder in own.items():
+        hosts.check_host(encoder, name)
+    changed = {name: hosts.with_weights(own[name], state, source) for name, state in _states(own, source).items()}
     if any("T5" in type(part).__name__ for part in pipeline.components.values()):
         warnings.warn("The erasure is partial: this pipeline reads a T5 text encoder too, which is unchanged.", stacklevel=2)
+    # a token that is added to the result, or its schedule, must not reach the source
+    changed |= {name: copy.deepcopy(part) for name, part in pipeline.components.items() if name in SMALL and part is not None}
     parameters = inspect.signature(type(pipeline).__init__).parameters
     options = {key: value for key, value in pipeline.config.items() if key in parameters and key not in pipeline.components}
-    erased = type(pipeline)(**{**pipeline.components, **encoders}, **options)
+    erased = type(pipeline)(**{**pipeline.components, **changed}, **options)
     erased.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
     return erased
 
@@ -93,7 +97,7 @@ def _states(own: dict[str, Any], source: Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"Folder {source} is neither a trained run nor a diffusers folder with a text encoder.")
         return states
     if is_lora(formats.read_header(source).tensors):
-        return add_lora({name: formats.prefixed(encoder.state_dict()) for name, encoder in own.items()}, source)
+        return add_lora({name: hosts.own_state(encoder) for name, encoder in own.items()}, source)
     found = formats.read_encoders(source)
     if "" in found:  # a file that does not say which encoder it is
         state = found.pop("")
@@ -102,13 +106,3 @@ def _states(own: dict[str, Any], source: Path) -> dict[str, dict[str, Any]]:
     if len(found) > len(own) or not found.keys() <= own.keys() or not found:
         raise UserError(f"File {source} holds no text encoder that this pipeline has ({', '.join(own)}).")
     return found
-
-
-def _load(encoder: Any, state: dict[str, Any], source: Path) -> None:
-    """Put `state` into a text encoder of transformers, strictly."""
-    wanted = encoder.state_dict()
-    # SD 2.x checkpoints keep a last block that is not read; a CLIP-L file has no projection, which the denoiser does not read
-    spare = f"encoder.layers.{formats.count_layers(wanted)}."
-    bare = {key: value for key, value in state.items() if spare not in key}
-    own = {key: wanted[key] for key in ("text_projection.weight",) if key in wanted}
-    load_named(encoder, own | bare, "text encoder", source)

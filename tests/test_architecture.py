@@ -36,6 +36,7 @@ FOUNDATION = {
     "clients",
     "concepts",
     "mismatch",
+    "hosts",
     "weights",
     "hub",
     "modelfiles",
