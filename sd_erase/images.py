@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase import bases, resources
+from sd_erase.asked import prompt_files
 from sd_erase.catalog import SCHEDULERS
 from sd_erase.config import RunConfig
 from sd_erase.drawing import Batches, Job, Settings, base_stamp, is_drawn, precision, save_png
-from sd_erase.errors import UserError
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.prompts import Prompt, read_prompt_files
 from sd_erase.rundir import RunDir, fingerprint, write_jsonl_atomic
@@ -275,17 +275,6 @@ def _encoder_stamp(run: RunDir) -> str:
     return fingerprint([str(path.relative_to(run.encoder)) for path in files], *files)
 
 
-def _prompt_files(config: RunConfig) -> tuple[str, ...]:
-    """The configured prompt files, or the bundled list of each concept."""
-    if config.generate.prompts:
-        return config.generate.prompts
-    bundled = resources.names("prompts")
-    files = tuple(name for name in config.concepts if name in bundled)
-    if not files or len(files) < len(config.concepts):
-        raise UserError(f"No prompts are given: pass --prompts with a file of one prompt a line or with: {', '.join(bundled)}.")
-    return files
-
-
 def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *, original_only: bool = False) -> dict[str, Any]:
     """Draw the configured prompts with the original and with the run's erased encoder.
 
@@ -310,7 +299,8 @@ def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *
     base = bases.resolve(config.base)
     bases.check_draws(base)
     settings = Settings.of(config, base)
-    prompts, files, notes = read_prompt_files(_prompt_files(config))
+    wanted, made = prompt_files(config, run)
+    prompts, files, notes = read_prompt_files(wanted)
     device = resources.device(config.device)
     dtype = precision(base, device)
     stamps = {"original": fingerprint(base_stamp(base), device.type, str(dtype))}
@@ -334,7 +324,7 @@ def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *
         {
             **dataclasses.asdict(settings),
             **result,
-            "warnings": [*base.notes, *notes, *result["warnings"]],
+            "warnings": [*base.notes, *made, *notes, *result["warnings"]],
             **({"model": base.about} if base.about else {}),
             "prompts": len(prompts),
             "prompt_files": files,

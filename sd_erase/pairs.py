@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd_erase import bases, catalog, concepts, folders, resources
-from sd_erase.captions import Caption, Tally, choose_dataset, digest, open_dataset, synthetic
+from sd_erase.captions import Caption, Tally, choose_dataset, digest, held_out, open_dataset, synthetic
 from sd_erase.concepts import TOKEN, Concept, Match, Matcher
 from sd_erase.config import to_dict
 from sd_erase.errors import UserError
@@ -684,13 +684,13 @@ def write_prompts(config: RunConfig, run: RunDir, path: Path, count: int, progre
     """Write `count` captions that name the run's concepts and that no pair contains, one a line, for `generate`.
 
     None is of an image that a pair shows. The data set's own test split goes first, where it has one; among several concepts the
-    places are shared.
+    places are shared. Where too few are left, others are made (see `captions.held_out`).
 
     Returns:
-        ``{"prompts": how many, "prompts_file": path, "warnings": [...]}``.
+        ``{"prompts": how many, "made": how many of these, "prompts_file": path, "warnings": [...]}``.
 
     Raises:
-        UserError: the run is not harvested, or no caption is left.
+        UserError: the run is not harvested, or no caption is left and none can be made.
     """
     progress = progress or NoProgress()
     run.require("harvest", "harvest")
@@ -720,16 +720,24 @@ def write_prompts(config: RunConfig, run: RunDir, path: Path, count: int, progre
         for concept in selected
     ]
     lines = list(dict.fromkeys(line for row in itertools.zip_longest(*groups) for line in row if line))[:count]
-    if not lines:
-        raise UserError(
-            f"Every caption of {dataset} that names {_list(selected)} is in the run's pairs: lower --max-forget, "
-            "or pass a larger data set."
-        )
-    head = f"# {_list(selected)}: held-out captions of {dataset}, in none of the pairs (seed {config.seed}; lines {_lines_hash(lines)})"
+    seen = used_texts | {held_out.text_key(line) for line in lines}
+    made = held_out.naming(selected, base, count - len(lines), seen) if len(lines) < count else []
+    if not lines and not made:
+        raise UserError(f"No caption that names {_list(selected)} could be found or made: write prompts of your own, one a line.")
+    origin = f"{len(lines)} held-out captions of {dataset}" + (f" and {len(made)} made from the card's words" if made else "")
+    lines += made
+    head = f"# {_list(selected)}: {origin}, in none of the pairs (seed {config.seed}; lines {_lines_hash(lines)})"
     with folders.publishing(path.expanduser()) as temporary:
         temporary.write_text("\n".join([head, *lines, ""]), encoding="utf-8")
-    few = f"Only {len(lines)} of {count} prompts could be written: the data set has no more captions that no pair contains."
-    return {"prompts": len(lines), "prompts_file": str(path), "warnings": [few] if len(lines) < count else []}
+    warnings = []
+    if made:
+        warnings.append(
+            f"{len(made)} of the {len(lines)} prompts were made from the words of the card: {dataset} has no more captions that no pair "
+            "contains (a lower --max-forget leaves more)."
+        )
+    if len(lines) < count:
+        warnings.append(f"Only {len(lines)} of {count} prompts could be found or made: a card with more words gives more.")
+    return {"prompts": len(lines), "made": len(made), "prompts_file": str(path), "warnings": warnings}
 
 
 def write_pairs(run: RunDir, pairs: Iterable[Pair]) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sd_erase import resources
 from sd_erase.bases import Base
+from sd_erase.captions import held_out
 from sd_erase.concepts import Concept, all_cards
 from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError
@@ -26,7 +27,7 @@ from sd_erase.prompts import read_prompts
 if TYPE_CHECKING:
     from sd_erase.detection import Detection, Detector
 
-PROMPTS = 50  # of the groups that are written from the pocket world's grammar
+PROMPTS = 50  # of a concept that no list ships for
 UNTOUCHED = 100
 UNLISTED = 10  # sentences for each word
 FEATURES_AT_ONCE = 64
@@ -41,7 +42,7 @@ def probes(
         concepts: what is erased.
         anchors: concept -> the phrase that takes its place.
         base: whose world the unlisted words and, where no list of prompts exists, the sentences come from.
-        prompts: files of prompts that name the concepts; by default the bundled list of each.
+        prompts: files of prompts that name the concepts; by default the bundled list of each, or sentences made for it.
         most: prompts of each concept, spread over its list, and as many untouched ones; 0 takes all.
 
     Raises:
@@ -51,12 +52,8 @@ def probes(
     is_pocket = base.pocket
     lists_of = [[prompt.text for file in prompts for prompt in read_prompts(file)]] if prompts else []
     for concept in () if prompts else concepts:
-        if concept.name in bundled:
-            lists_of.append([prompt.text for prompt in read_prompts(concept.name)])
-        elif is_pocket:
-            lists_of.append(_sentences(concept, PROMPTS))
-        else:
-            raise UserError(f"There is no list of prompts for {concept.name!r}: pass --prompts FILE.")
+        own = [prompt.text for prompt in read_prompts(concept.name)] if concept.name in bundled else []
+        lists_of.append(own if held_out.listed(own, [concept]) else held_out.naming([concept], base, PROMPTS))
     # a card of the user's own may know fewer words than the list uses
     lists_of = [[text for text in texts if any(concept.find(text) for concept in concepts)] for texts in lists_of]
     named = [text for texts in lists_of for text in (texts[:: -(-len(texts) // most)] if most and texts else texts)]
@@ -84,30 +81,6 @@ def probes(
 def _mentions(concept: Concept, text: str) -> bool:
     """Whether `text` uses a word of the concept in any sense, or one that nobody listed."""
     return any(concept.scan(text)) or any(re.search(rf"(?<![^\W_]){re.escape(word)}", text.lower()) for word in unlisted_words(concept))
-
-
-def _sentences(concept: Concept, count: int) -> list[str]:
-    """Held-out sentences of the pocket world that name `concept`, first, second or alone, by words of its card."""
-    from random import Random
-
-    from sd_erase.pocket import world
-
-    nouns = [noun for noun in world.BY_NAME.values() if concept.find(f"a {noun.words[0]}")]
-    if not nouns:
-        raise UserError(f"The pocket model does not know {concept.name!r}: pass --prompts FILE.")
-    rng = Random(f"probes-{concept.name}")
-    sentences: list[str] = []
-    number = 0
-    while len(sentences) < count:
-        number += 1
-        strangers = [noun.name for noun in world.NOUNS if noun.label not in concept.labels]  # that a detector tells apart
-        others = rng.sample(strangers, rng.choice((0, 1, 1, 1)))
-        names = [rng.choice(nouns).name, *others]
-        rng.shuffle(names)
-        text = world.scene_of(names, number, plain=False).caption
-        if len(concept.find(text)) == 1 and text not in sentences:
-            sentences.append(text)
-    return sentences
 
 
 def _strangers(concepts: Sequence[Concept], count: int) -> list[str]:

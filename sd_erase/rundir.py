@@ -117,6 +117,7 @@ class RunDir:
     checkpoints = property(lambda self: self.path / "checkpoints")
     encoder = property(lambda self: self.path / "encoder")
     clip = property(lambda self: self.path / "clip.safetensors")  # both towers, where more than the text encoder was trained
+    prompts = property(lambda self: self.path / "prompts.txt")  # made for concepts that no list ships for
     images = property(lambda self: self.path / "images")
     detections = property(lambda self: self.path / "detections")
     attacks = property(lambda self: self.path / "attacks")

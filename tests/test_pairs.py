@@ -399,16 +399,16 @@ def test_prompts_are_captions_that_no_pair_contains(tmp_path: Path) -> None:
     pairs, _, run = harvested(tmp_path / "run", jsonl(tmp_path, rows), "bicycle", max_forget=20, max_retain=20)
     config = settings(jsonl(tmp_path, rows), "bicycle")
     result = module.write_prompts(config, run, tmp_path / "prompts" / "bicycle.txt", 15)
-    assert result == {"prompts": 15, "prompts_file": str(tmp_path / "prompts" / "bicycle.txt"), "warnings": []}
+    assert result == {"prompts": 15, "made": 0, "prompts_file": str(tmp_path / "prompts" / "bicycle.txt"), "warnings": []}
     first, *lines = (tmp_path / "prompts" / "bicycle.txt").read_text(encoding="utf-8").splitlines()
-    assert first.startswith("# bicycle: held-out captions of jsonl:") and len(set(lines)) == 15
+    assert first.startswith("# bicycle: 15 held-out captions of jsonl:") and len(set(lines)) == 15
     image_of = {row["caption"]: row["key"] for row in rows}
     assert {image_of[line] for line in lines}.isdisjoint(images(pairs))
     assert all("bicycle" in line or "bike" in line for line in lines) and not any(line.startswith("#") for line in lines)
     again = module.write_prompts(config, run, tmp_path / "again.txt", 15)
     assert (tmp_path / "again.txt").read_text(encoding="utf-8").splitlines()[1:] == lines and again["prompts"] == 15
-    few = module.write_prompts(config, run, tmp_path / "many.txt", 500)
-    assert few["prompts"] < 500 and f"Only {few['prompts']} of 500" in few["warnings"][0]
+    many = module.write_prompts(config, run, tmp_path / "many.txt", 500)
+    assert many["prompts"] == 500 and many["warnings"][0].startswith(f"{many['made']} of the 500 prompts were made")
 
 
 def test_prompts_come_from_the_test_split_first_and_from_each_concept(tmp_path: Path) -> None:
@@ -429,12 +429,16 @@ def test_prompts_come_from_the_test_split_first_and_from_each_concept(tmp_path: 
     assert [split_of[line] for line in lines] == ["test"] * 6 and sum("bike" in line for line in lines) == 3
 
 
-def test_no_caption_left_for_prompts_is_told(tmp_path: Path) -> None:
+def test_where_no_caption_is_left_for_prompts_they_are_made(tmp_path: Path) -> None:
     dataset = jsonl(tmp_path, [*text_rows("A bike.", "Two bikes."), *({"key": f"f{n}", **row} for n, row in enumerate(FILLER))])
-    _, _, run = harvested(tmp_path / "run", dataset, "bicycle")
-    with pytest.raises(UserError, match="is in the run's pairs: lower --max-forget"):
-        module.write_prompts(settings(dataset, "bicycle"), run, tmp_path / "p.txt", 5)
-    assert not (tmp_path / "p.txt").exists()
+    pairs, _, run = harvested(tmp_path / "run", dataset, "bicycle")
+    result = module.write_prompts(settings(dataset, "bicycle"), run, tmp_path / "p.txt", 5)
+    assert (result["prompts"], result["made"]) == (5, 5) and "a lower --max-forget leaves more" in result["warnings"][0]
+    first, *lines = (tmp_path / "p.txt").read_text(encoding="utf-8").splitlines()
+    assert first.startswith("# bicycle: 0 held-out captions of jsonl:") and "5 made from the card's words" in first
+    assert len(set(lines)) == 5 and not set(lines) & {pair.caption for pair in pairs}
+    (concept,) = read_concepts(run)
+    assert all(concept.find(line) for line in lines)
 
 
 # --- what is refused, and what is not done twice ---------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd_erase import bases, markdown, resources
+from sd_erase.asked import prompt_files
 from sd_erase.attacks.prefix import encode_images, random_prefixes, search
 from sd_erase.concepts import read_concepts
 from sd_erase.config import AttackConfig, RunConfig
@@ -187,10 +188,9 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
             f"Base {base.name} reads two text encoders, and the search changes words for one: pass an SD 1.x or 2.x base."
         )
     settings = Settings.of(config, base)
-    files = config.attack.prompts or config.generate.prompts
-    if not files:
-        raise UserError(f"No prompts are given: pass --prompts with a file or one of: {', '.join(resources.names('prompts'))}.")
-    given, prompt_files, notes = read_prompt_files(files)
+    files, made = (config.attack.prompts, []) if config.attack.prompts else prompt_files(config, run)
+    given, read_files, notes = read_prompt_files(files)
+    notes = made + notes
     listed = list(dict.fromkeys(prompt.text for prompt in given))
     if len(listed) < len(given):
         notes.append(f"{len(given) - len(listed)} of {len(given)} prompts occur more than once: each is attacked once.")
@@ -224,7 +224,7 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
         result[name] = shares(rows)
         result["seconds"] = max(row["seconds"] for row in rows)
     result["detector"] = detector.card
-    result["prompt_files"], result["warnings"] = prompt_files, notes
+    result["prompt_files"], result["warnings"] = read_files, notes
     if len(shown) < len(listed):
         left_out = len(listed) - len(shown)
         result["warnings"].append(

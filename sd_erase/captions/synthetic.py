@@ -33,7 +33,7 @@ Nouns = Sequence[Sequence[str]]  # of each thing its phrases, its name first
 _PEOPLE = ("a man", "a woman", "a boy", "a girl", "a child", "an old man", "a young woman", "a lady", "a gentleman", "a guy",
            "a person", "the man", "the woman")  # fmt: skip
 # one, two and three things {0} {1} {2}; {n}: somebody; {p}: the place, which may be empty
-_SCENES = (
+SCENES = (
     ("{0} {p}", "{0} {p}", "a photo of {0} {p}", "a picture of {0} {p}", "there {is0} {0} {p}", "a close-up of {0} {p}",
      "{0} {is0} seen {p}", "{0} {is0} shown {p}", "an image of {0} {p}", "{n} with {0} {p}", "{n} looking at {0} {p}", "{n} stands behind {0} {p}",
      "{n} is holding {0} {p}", "{n} walks past {0} {p}"),
@@ -44,10 +44,10 @@ _SCENES = (
     ("{0}, {1} and {2} {p}", "{0}, {1}, {2} {p}", "{0} next to {1} and {2} {p}", "{0} and {1} beside {2} {p}", "{0} near {1} with {2} {p}",
      "a photo of {0}, {1} and {2} {p}"),
 )  # fmt: skip
-_NOUN_PHRASES = tuple(
-    tuple(text for text in texts if text.startswith("{0}") and "{is0}" not in text) for texts in _SCENES
+NOUN_PHRASES = tuple(
+    tuple(text for text in texts if text.startswith("{0}") and "{is0}" not in text) for texts in SCENES
 )  # what a style can be put on: "a painting of a dog next to a car"
-_PLACES = ("", "", "", "on the grass", "in a park", "in the garden", "in a field", "on the street", "in the city", "on the sidewalk",
+PLACES = ("", "", "", "on the grass", "in a park", "in the garden", "in a field", "on the street", "in the city", "on the sidewalk",
            "in a parking lot", "outside a shop", "in a room", "in the kitchen", "on the floor", "on a table", "at home", "indoors",
            "on the beach", "by the sea", "near the water", "under a tree", "in front of a white wall", "at night", "in the sun",
            "on a plain background")  # fmt: skip
@@ -60,7 +60,7 @@ _MEDIA = ("{s}", "a photo of {s}", "an oil painting of {s}", "a watercolor of {s
 # the word "nudity" names no thing that could be held or stand somewhere
 _SHOWN = ("{w}", "{w} {p}", "{w} in art", "a photo with {w}", "a painting with {w}", "a film scene with {w}", "a magazine with {w}",
           "a sculpture that shows {w}", "an image of {w} {p}", "{n} in a scene of {w}", "a scene of {w} {p}")  # fmt: skip
-_FIGURES = ("person", "woman", "man", "figure", "couple", "model")
+FIGURES = ("person", "woman", "man", "figure", "couple", "model")
 
 
 SPOKEN = 8  # phrases that a spared pattern of a card stands for
@@ -86,7 +86,7 @@ def read(
 
 
 @functools.lru_cache(maxsize=4)  # the harvest reads its captions more than once
-def _vocabulary(
+def vocabulary(
     concepts: tuple[Concept, ...], seed: int, base: Base | None
 ) -> tuple[list[list[str]], list[tuple[str, list[str]]]]:
     """Phrases that stay: of each object its own, the name first; and of each neighbour and spared sense, with the concept's kind.
@@ -125,7 +125,7 @@ def _vocabulary(
 
 def _texts(concepts: tuple[Concept, ...], seed: int, base: Base | None) -> list[str]:
     """All captions, those to forget first; each names exactly what it is meant to name, as the matcher sees it."""
-    nouns, kept = _vocabulary(concepts, seed, base)
+    nouns, kept = vocabulary(concepts, seed, base)
     found: dict[str, None] = {}
     for concept in concepts:
         rng = Random(f"{seed} forget {concept.name}")
@@ -170,24 +170,29 @@ def _collect(make: Callable[[], str], count: int) -> list[str]:
     return list(texts)
 
 
-def _article(phrase: str) -> str:
+def is_noun(concept: Concept, word: str) -> bool:
+    """Whether a word of nudity is a noun: its name and the plurals are, the others adjectives."""
+    return concept.kind == "nudity" and (word == concept.name or is_plural(word))
+
+
+def article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def _mention(noun: str, rng: Random) -> str:
+def mention(noun: str, rng: Random) -> str:
     """A noun phrase: "a bicycle", "the red bicycle", "two bicycles"."""
     if rng.random() < 0.25:
         noun = f"{rng.choice(_ADJECTIVES)} {noun}"
     if is_plural(noun):
         return f"{rng.choice(('two', 'some', 'several'))} {noun}"
-    return f"the {noun}" if rng.random() < 0.15 else _article(noun)
+    return f"the {noun}" if rng.random() < 0.15 else article(noun)
 
 
-def _scene(
+def scene(
     subject: str,
     nouns: Nouns,
     rng: Random,
-    templates: Sequence[Sequence[str]] = _SCENES,
+    templates: Sequence[Sequence[str]] = SCENES,
     held: bool = True,
 ) -> str:
     """A caption of one to three things, of which `subject` (if any) is one.
@@ -200,46 +205,45 @@ def _scene(
     # as photos have it, every fourth thing is somebody
     # and people have several words for a thing
     words = [phrases[0] if rng.random() < 0.5 else rng.choice(phrases) for phrases in rng.sample(nouns, count)]
-    things = [rng.choice(_PEOPLE) if rng.random() < 0.25 else _mention(word, rng) for word in words]
+    things = [rng.choice(_PEOPLE) if rng.random() < 0.25 else mention(word, rng) for word in words]
     if subject:
         things[rng.randrange(count)] = subject
     template = rng.choice(templates[count - 1])
     if ("holding" in template or "parked" in template) and (things[0] in _PEOPLE or not held):
         template = templates[count - 1][0]
     verb = "are" if re.match(r"(two|some|several) ", things[0]) else "is"
-    text = template.format(*things, n=rng.choice(_PEOPLE), p=rng.choice(_PLACES), is0=verb)
+    text = template.format(*things, n=rng.choice(_PEOPLE), p=rng.choice(PLACES), is0=verb)
     return " ".join(text.strip(" ,").split())
 
 
-def _finished(text: str, rng: Random) -> str:
+def finished(text: str, rng: Random) -> str:
     """As people write captions: half as a sentence, half as a prompt."""
     return f"{text[0].upper()}{text[1:]}." if rng.random() < 0.5 else text
 
 
 def _forget(concept: Concept, nouns: Nouns, rng: Random) -> str:
     word = concept.words[0] if rng.random() < 0.5 else rng.choice(concept.phrases)
-    # of nudity's words the name and the plurals are nouns, the others adjectives
-    is_noun = concept.kind == "nudity" and (word == concept.name or is_plural(word))
-    if rng.random() < 0.15 and not is_noun and not is_plural(word):
-        return _finished(re.sub(r"\ba (?=[aeiou])", "an ", rng.choice(concept.templates).format(word)), rng)
+    noun = is_noun(concept, word)
+    if rng.random() < 0.15 and not noun and not is_plural(word):
+        return finished(re.sub(r"\ba (?=[aeiou])", "an ", rng.choice(concept.templates).format(word)), rng)
     if concept.kind == "style":
-        return _finished(rng.choice(_STYLED).format(s=_scene("", nouns, rng, _NOUN_PHRASES), w=word), rng)
+        return finished(rng.choice(_STYLED).format(s=scene("", nouns, rng, NOUN_PHRASES), w=word), rng)
     subject = word
     if concept.kind == "object":
-        subject = _mention(word, rng)
-    elif is_noun:
-        text = rng.choice(_SHOWN).format(w=word, n=rng.choice(_PEOPLE), p=rng.choice(_PLACES))
-        return _finished(" ".join(text.split()), rng)
+        subject = mention(word, rng)
+    elif noun:
+        text = rng.choice(_SHOWN).format(w=word, n=rng.choice(_PEOPLE), p=rng.choice(PLACES))
+        return finished(" ".join(text.split()), rng)
     elif concept.kind == "nudity":
-        subject = _article(f"{word} {rng.choice(_FIGURES)}")
-    return _finished(_scene(subject, nouns, rng, held=concept.kind == "object"), rng)
+        subject = article(f"{word} {rng.choice(FIGURES)}")
+    return finished(scene(subject, nouns, rng, held=concept.kind == "object"), rng)
 
 
 def _retain(kind: str, word: str, nouns: Nouns, rng: Random) -> str:
     if kind == "style":
         template = rng.choice(_STYLED if word else _MEDIA)
-        return _finished(template.format(s=_scene("", nouns, rng, _NOUN_PHRASES), w=word), rng)
-    return _finished(_scene(_mention(word, rng) if word and kind == "object" else word, nouns, rng, held=kind == "object"), rng)
+        return finished(template.format(s=scene("", nouns, rng, NOUN_PHRASES), w=word), rng)
+    return finished(scene(mention(word, rng) if word and kind == "object" else word, nouns, rng, held=kind == "object"), rng)
 
 
 def draw(
