@@ -5,17 +5,18 @@ Only small files are opened (configurations, headers, cards, prompt lists). Each
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from sd_erase import bases, catalog, resources, schema
+from sd_erase import bases, catalog, formats, hub, modelfiles, resources, schema
 from sd_erase.bases import Base
 from sd_erase.captions import choose_dataset
 from sd_erase.concepts import load_concepts
 from sd_erase.config import RunConfig, TrainConfig
 from sd_erase.errors import UserError
+from sd_erase.headers import read_header
 from sd_erase.prompts import read_prompts
 from sd_erase.schema import Fault, SettingsError
 
@@ -51,6 +52,7 @@ def check(config: RunConfig, stages: Collection[str], names: Mapping[str, str] |
     if "train" in stages:
         faults += _training(config, base, device, names)
     if any(stage in stages for stage in DRAWING):
+        bases.check_draws(base)
         faults += _drawing(config, base)
     if "export" in stages:
         faults += _export(config, base, names)
@@ -74,16 +76,32 @@ def _device(config: RunConfig) -> str:
 def sizes(base: Base) -> dict[str, tuple[int, int]]:
     """Layers and width of each text encoder, from its own files where they are on this disk."""
     source = Path(base.source).expanduser()
-    known = {}
-    for encoder in base.encoders:
-        file = source / encoder.name / "config.json" if base.family not in bases.IMAGE_TEXT else source / "config.json"
+    if source.suffix == ".safetensors":
+        return _sizes_of_checkpoint(source, base)
+    folder = source if source.is_dir() else hub.cached(base.source)
+    known = dict(SIZES.get(base.family, {}))
+    for encoder in base.encoders if folder is not None else ():
+        file = folder / encoder.name / "config.json" if base.family not in bases.IMAGE_TEXT else folder / "config.json"
         if file.is_file():
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = modelfiles.read_json(file)
             values = values.get("text_config", values)
-            known[encoder.name] = values.get("num_hidden_layers"), values.get("hidden_size")
-        elif base.family in SIZES:
-            known[encoder.name] = SIZES[base.family][encoder.name]
-    return {name: (layers, width) for name, (layers, width) in known.items() if isinstance(layers, int) and isinstance(width, int)}
+            layers, width = values.get("num_hidden_layers"), values.get("hidden_size")
+            if isinstance(layers, int) and isinstance(width, int):
+                known[encoder.name] = layers, width
+    return known
+
+
+def _sizes_of_checkpoint(path: Path, base: Base) -> dict[str, tuple[int, int]]:
+    tensors = read_header(path).tensors
+    found = {}
+    for place in formats.PLACES.get(base.family, ()):
+        own = [name for name in tensors if name.startswith(place.prefix)]
+        layers = {match[1] for name in own if (match := re.search(r"\.(?:layers|resblocks)\.(\d+)\.", name))}
+        widths = [tensors[name]["shape"][-1] for name in own if name.endswith("token_embedding.weight")]
+        if layers and widths:
+            # SD 2.x leaves out OpenCLIP's last layer
+            found[place.encoder] = len(layers) - (base.family == "sd2"), int(widths[0])
+    return found
 
 
 def _training(config: RunConfig, base: Base, device: str, names: Mapping[str, str]) -> list[Fault]:
