@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,31 @@ def test_a_strangers_stale_hash_is_no_damage(tmp_path: Path) -> None:
     safetensors.torch.save_file({"lora_unet_x.alpha": torch.tensor(1.0)}, path, {HASH: f"0x{64 * '0'}", "format": "pt"})
     found = inspect_file(path)
     assert found["hash"] == "does not match" and "kept the header" in found["notes"][-1]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({}, ["this file does not tell"]),
+        ({"prompt": "", "workflow": "{}"}, ["saved by ComfyUI", "drop the statement"]),
+        ({"modelspec.merged_from": "My model without bicycle, other"}, ["merged by kohya's sd-scripts", "'My model without bicycle'"]),
+        (
+            {"sd_merge_recipe": "{}", "sd_merge_models": json.dumps({"ab": {"name": "v1-5-without-bicycle.safetensors"}, "cd": {"name": "x"}})},
+            ["merged by A1111", "made from 'v1-5-without-bicycle.safetensors', whose share"],
+        ),
+        ({"sd_merge_models": "{not json"}, ["merged by A1111"]),
+    ],
+)  # fmt: skip
+def test_a_lost_statement_is_said(files: dict[str, Path], tmp_path: Path, metadata: dict[str, str], words: list[str]) -> None:
+    path = tmp_path / "merged.safetensors"
+    for kind in ("a1111", "comfyui", "lora", "lora-diff"):
+        safetensors.torch.save_file(safetensors.torch.load_file(files[kind]), path, {"format": "pt", **metadata})
+        (note,) = [note for note in inspect_file(path)["notes"] if "states no erasure" in note]
+        assert all(word in note for word in words)
+
+
+def test_what_states_its_erasure_or_holds_no_encoder_has_no_such_note(files: dict[str, Path], tmp_path: Path) -> None:
+    safetensors.torch.save_file({"decoder.x": torch.ones(2)}, tmp_path / "vae.safetensors")
+    safetensors.torch.save_file({"lora_unet_x.lora_up.weight": torch.ones(2, 2)}, tmp_path / "unet.safetensors")
+    for path in (*files.values(), tmp_path / "vae.safetensors", tmp_path / "unet.safetensors"):
+        assert not any("states no erasure" in note for note in inspect_file(path)["notes"]), path

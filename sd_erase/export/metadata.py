@@ -13,6 +13,7 @@ from sd_erase import formats
 from sd_erase.export import encoders, numbers
 from sd_erase.export.integrity import check as integrity_of
 from sd_erase.export.numbers import Numbers
+from sd_erase.export.statement import lost_statement
 from sd_erase.formats import PREFIX, Header
 from sd_erase.lora import is_lora
 from sd_erase.progress import Progress
@@ -62,6 +63,7 @@ def inspect_file(path: Path, progress: Progress | None = None) -> dict[str, Any]
     integrity = integrity_of(header)
     problems = [*numbers.not_finite(found), *problems, *integrity.problems]
     notes += integrity.notes
+    notes += lost_statement(metadata, details.get("layers") is not None or "text encoder" in kind.partition(" without ")[0])
     return {
         "file": str(path),
         "kind": kind,
