@@ -107,7 +107,7 @@ def unfinished_run(root: Path, config: RunConfig, last_stage: str) -> RunDir | N
     for path in sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True):
         run = RunDir(path.parent)
         with contextlib.suppress(UserError):  # a broken run of the past is not this command's business
-            if run.read_manifest(last_stage) is None and not differs(load(path), run):
+            if run.is_ours() and run.read_manifest(last_stage) is None and not differs(load(path), run):
                 break
     else:
         return None

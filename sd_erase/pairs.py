@@ -338,7 +338,7 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
         },
         "splits": "the data set's own" if own_splits else f"by image, {config.harvest.train_share:.0%} train",
         "statistics": {**statistics, "images_forgotten": len(forgotten_images), "mean_words": _mean_words(pairs)},
-        "sample": {name: _sample_of(pairs, name, config.seed) for name in ("forget", "retain")},
+        "sample": {name: _sample_of(run, pairs, name, config.seed) for name in ("forget", "retain")},
         "skipped": dict(tally.counts),
         "warnings": tally.sentences(dataset),
         "seconds": round(time.monotonic() - started, 2),
@@ -622,12 +622,12 @@ def _mean_words(pairs: list[Pair]) -> float:
     return round(sum(len(TOKEN.findall(pair.caption)) for pair in pairs) / len(pairs), 1)
 
 
-def _sample_of(pairs: list[Pair], name: str, seed: int) -> list[dict[str, Any]]:
+def _sample_of(run: RunDir, pairs: list[Pair], name: str, seed: int) -> list[dict[str, Any]]:
     import random
 
     group = [pair for pair in pairs if pair.set == name]
     chosen = random.Random(f"{seed} {name}").sample(group, min(SAMPLE_SIZE, len(group)))
-    return [{"caption": pair.caption, "image": pair.image, "concept": pair.concept, "reason": pair.reason} for pair in chosen]
+    return [{"caption": pair.caption, "image": _place(run, pair.image), "concept": pair.concept, "reason": pair.reason} for pair in chosen]
 
 
 def _no_match(concept: Concept, captions: Iterable[Caption], dataset: str) -> UserError:
@@ -742,13 +742,14 @@ def write_prompts(config: RunConfig, run: RunDir, path: Path, count: int, progre
 
 def write_pairs(run: RunDir, pairs: Iterable[Pair]) -> None:
     """Write ``run.pairs``; images in the run's own folder by their place there, so that a run may be moved and copied."""
-    inside = str(run.path.absolute()) + os.sep
-
-    def place(image: str | None) -> str | None:
-        return HERE + image[len(inside) :].replace(os.sep, "/") if image and image.startswith(inside) else image
-
-    rows = ({**vars(pair), "image": place(pair.image), "spans": [list(span) for span in pair.spans]} for pair in pairs)
+    rows = ({**vars(pair), "image": _place(run, pair.image), "spans": [list(span) for span in pair.spans]} for pair in pairs)
     write_jsonl_atomic(run.pairs, rows)
+
+
+def _place(run: RunDir, image: str | None) -> str | None:
+    """How the path of an image is stored; `_image` reads it."""
+    inside = str(run.path.absolute()) + os.sep
+    return HERE + image[len(inside) :].replace(os.sep, "/") if image and image.startswith(inside) else image
 
 
 def _image(run: RunDir, stored: str | None) -> str | None:

@@ -203,11 +203,11 @@ def without_times(value: Any) -> Any:
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
-def content(path: Path) -> Any:
-    """What a file holds, without the times in it."""
+def content(path: Path, folder: Path) -> Any:
+    """What a file holds, without the times in it and the name of the folder."""
     if RECORDS.fullmatch(path.name):
         return None
-    data = path.read_bytes()
+    data = path.read_bytes().replace(str(folder).encode(), b"")
     if path.suffix == ".json":
         return without_times(json.loads(data))
     if path.suffix == ".jsonl":
@@ -221,7 +221,7 @@ def content(path: Path) -> Any:
 
 
 def left(folder: Path) -> dict[str, Any]:
-    return {path.relative_to(folder).as_posix(): content(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {path.relative_to(folder).as_posix(): content(path, folder) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 # --- states ------------------------------------------------------------------------------------------------------------------

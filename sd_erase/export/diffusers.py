@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -52,9 +53,7 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
                 entry["difference"] = max(entry["difference"], _check_loaded(job, erased, folder))
                 entry["path"] = str(target / erased.name / "model.safetensors")
             mark(folder, "export", {"files": _listing(folder)})
-            if target.exists():
-                os.replace(target, place / "old")  # removed with the temporary folder
-            os.replace(folder, target)
+            _replace(target, folder, place / "old")  # which is removed with the temporary folder
         return {"files": files, "folder": str(target)}
 
     return job.once([str(target), _measured(job)], make)
@@ -68,6 +67,17 @@ def _target(job: Job) -> Path:
     if target.suffix == ".safetensors":
         raise UserError(f"Output {target} names a file, but --to diffusers writes a folder: pass one with --output.")
     return target
+
+
+def _replace(target: Path, folder: Path, old: Path) -> None:
+    try:
+        if target.exists():
+            os.replace(target, old)
+        os.replace(folder, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            raise
+        raise UserError(f"Output {target} is being written by another process: run the same command again.") from error
 
 
 def _listing(folder: Path) -> dict[str, str]:
