@@ -170,8 +170,8 @@ class Bench:
             if run.cache.is_dir() and not shared.is_dir():
                 shared.parent.mkdir(parents=True, exist_ok=True)
                 run.cache.replace(shared)
-            shutil.rmtree(run.cache, ignore_errors=True)
-            shutil.rmtree(run.checkpoints, ignore_errors=True)  # resumable states of a training that is over
+        for over in (run.cache, run.checkpoints):  # of a training that is over, perhaps in a process that was killed before this line
+            shutil.rmtree(over, ignore_errors=True)
         return run
 
     def run_alone(self, settings: dict[str, Any], concepts: str, seed: int = 0, side: str = "classes") -> RunDir:
@@ -185,7 +185,7 @@ class Bench:
             done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             if done.returncode:
                 raise UserError(f"Training in {run} ended with: {(done.stderr.strip().splitlines() or ['nothing'])[-1]}")
-            shutil.rmtree(run.checkpoints, ignore_errors=True)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
         return run
 
     def _run_name(self, config: RunConfig, concepts: str, side: str) -> str:
