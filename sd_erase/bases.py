@@ -106,7 +106,7 @@ def resolve(name: str) -> Base:
         row = ROWS[name]
         # a row is what is known before its files are there; where they are, they say it
         folder = hub.cached(row.source) if not Path(row.source).is_dir() else None
-        return row if folder is None else _described(row, modelfiles.of_folder(folder, name))
+        return row if folder is None else _described(row, modelfiles.of_folder(folder, name), is_row=True)
     path = Path(name).expanduser()
     if path.suffix in formats.PICKLES:
         raise formats.pickle_error("Base", path)
@@ -149,12 +149,16 @@ def _of_folder(folder: Path, name: str, short: str, source: str) -> Base:
 def _renamed(facts: Facts, short: str, source: str) -> Base:
     """The card of a model that its files describe, under a name of its own."""
     row = ROWS["pocket" if facts.pocket else {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[facts.family]]
-    return _described(dataclasses.replace(row, name=short, source=source, title=source), facts)
+    described = _described(row, facts, is_row=False)
+    return dataclasses.replace(described, name=short, source=source, title=source)
 
 
-def _described(row: Base, facts: Facts) -> Base:
-    """`row` with what the model's files say in place of what it says."""
-    is_row = row is ROWS.get(row.name)  # a folder may have a row's name
+def _described(row: Base, facts: Facts, is_row: bool) -> Base:
+    """`row` with what a model's files say in place of what it says.
+
+    Args:
+        is_row: whether the model is the row's own, for which the row says what no file does.
+    """
     resolution = facts.resolution or row.resolution
     drawn = {"steps": facts.steps, "guidance": facts.guidance} if facts.steps else {"steps": row.steps, "guidance": row.guidance}
     how = f"{drawn['steps']} steps, guidance {drawn['guidance']:g}"
@@ -172,6 +176,7 @@ def _described(row: Base, facts: Facts) -> Base:
         zero_snr=facts.zero_snr,
         lacks=facts.lacks,
         notes=facts.notes,
+        licence=row.licence if is_row or facts.pocket else facts.licence or f"its maker's; that of {row.title} is {row.licence}",
         about="" if is_row else about,
         **drawn,
     )

@@ -150,7 +150,11 @@ def difference_from_partner(partner: Any, text: Any) -> float:
     theirs, largest = prefixed(partner.state_dict()), 0.0
     for key, value in prefixed(text.state_dict()).items():
         if key not in theirs or theirs[key].shape[1:] != value.shape[1:] or len(value) < len(theirs[key]):
-            raise UserError(f"The CLIP partner does not fit the text encoder ({key}): pass its own with --clip.")
+            shape = tuple(theirs[key].shape) if key in theirs else "none"
+            raise UserError(
+                f"The CLIP partner does not fit the base's text encoder ({key}: {shape} where the base has {tuple(value.shape)}): pass the "
+                "CLIP model that the base belongs to with --clip."
+            )
         expected = theirs[key].float()
         apart = (value[: len(expected)].float() - expected).norm() / expected.norm().clamp_min(1e-12)
         largest = max(largest, float(apart))
@@ -159,7 +163,7 @@ def difference_from_partner(partner: Any, text: Any) -> float:
 
 def _text_encoder(base: Base, encoder: TextEncoder) -> tuple[Any, Any, Any]:
     """A base's text encoder in float32 (a CLIPTextModel), its projection where the denoiser reads it, and its tokenizer."""
-    model, tokenizer = components.text_encoder(base, encoder), components.tokenizer(base, encoder)
+    model, tokenizer = components.encoder_with_tokenizer(base, encoder)
     return (model.text_model, model.text_projection, tokenizer) if encoder.pooled else (model, None, tokenizer)
 
 
@@ -172,8 +176,19 @@ def _image_text_model(base: Base) -> tuple[Any, Any, Any]:
 
         return blip.load(base.source)
     clip = components.clip_model(base.source)
+    folder = folder_of(base.source)
     with loading(base.source):
-        return clip, CLIPTokenizer.from_pretrained(base.source), CLIPImageProcessor.from_pretrained(base.source)
+        return clip, CLIPTokenizer.from_pretrained(folder), CLIPImageProcessor.from_pretrained(folder)
+
+
+def _fine_tuned(base: Base, apart: float) -> list[str]:
+    """What a user should know of a text encoder that is not its CLIP partner's; see `difference_from_partner`."""
+    if apart <= SAME_ENCODER:
+        return []
+    return [
+        f"The text encoder of {base.name} differs from its CLIP partner's ({base.clip_partner}) by {100 * apart:.2g} % of its weights, as "
+        "a fine-tune's does: its own encoder is what is trained."
+    ]
 
 
 def load_towers(
@@ -204,17 +219,12 @@ def load_towers(
     if clip is None and encoder == base.encoders[0]:
         try:
             clip, processor = _load_partner(base, text)
-        except UserError:
+            notes += _fine_tuned(base, difference_from_partner(clip.text_model, text))
+        except UserError:  # where it is not needed, what is at hand may belong to another model
             if need_images:
                 raise
+            clip = processor = None
     if clip is not None:
-        if clip.config.text_config.hidden_size != text.config.hidden_size:
-            raise UserError(f"CLIP partner {base.clip_partner} does not fit the text encoder of {base.source}.")
-        if (apart := difference_from_partner(clip.text_model, text)) > SAME_ENCODER:
-            notes.append(
-                f"The text encoder of {base.name} differs from its CLIP partner's ({base.clip_partner}) by {100 * apart:.2g} % of "
-                "its weights, as a fine-tune's does: its own encoder is what is trained."
-            )
         clip.text_model = text
     shared = {id(clip.vision_model): clip.vision_model} if clip is not None and share_vision else {}
     frozen_clip = copy.deepcopy(clip, shared)

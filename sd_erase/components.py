@@ -13,7 +13,7 @@ from sd_erase import bases, formats
 from sd_erase.bases import Base, TextEncoder
 from sd_erase.errors import UserError
 from sd_erase.hub import folder_of, loading, weight_files
-from sd_erase.modelfiles import AUTOENCODER, DENOISER, INDEX, read_json
+from sd_erase.modelfiles import AUTOENCODER, DENOISER, INDEX, INPAINTING, read_json
 from sd_erase.weights import Entry, Stored, build, check_finite, fill, held, load, matched, shapes_of, stored
 
 CLIP_TOKENS = 49_408  # rows of CLIP's token embedding, which programs of one-file checkpoints build
@@ -141,6 +141,21 @@ def own_tokenizer(base: Base, encoder: TextEncoder) -> Any:
     )
 
 
+def encoder_with_tokenizer(base: Base, encoder: TextEncoder, dtype: Any = None) -> tuple[Any, Any]:
+    """`text_encoder` and `tokenizer`, which have to know the same tokens.
+
+    Raises:
+        UserError: one of them cannot be loaded, or the tokenizer has tokens without a row.
+    """
+    model, found = text_encoder(base, encoder, dtype), tokenizer(base, encoder)
+    if len(found) > (rows := model.config.vocab_size):
+        raise UserError(
+            f"The {encoder.tokenizer} of {base.source} has {len(found):,} tokens, its {encoder.name} rows for {rows:,}: tokens were added to "
+            "the one alone; save both together (resize_token_embeddings), or restore the tokenizer."
+        )
+    return model, found
+
+
 def added_tokens(rows: int) -> list[str]:
     """What a user should know of a text encoder with more token rows than CLIP has; nothing where it has as many."""
     if rows <= CLIP_TOKENS:
@@ -202,7 +217,9 @@ def diffusers_part(base: Base, name: str, dtype: Any) -> Any:
     Raises:
         UserError: it cannot be read, or its tensors do not fit its configuration.
     """
-    module = _module(base, name)
+    # our configurations are of models that draw from text alone
+    changes = {"in_channels": 9} if name == "unet" and is_checkpoint(base) and base.lacks == INPAINTING else {}
+    module = _module(base, name, **changes)
     what = {"unet": "denoiser (UNet)", "vae": "autoencoder (VAE)"}[name]
     if is_checkpoint(base):
         prefix = {"unet": DENOISER, "vae": AUTOENCODER}[name]
@@ -255,31 +272,39 @@ def scheduler(base: Base) -> Any:
         return getattr(diffusers, str(settings["_class_name"])).from_config(settings)
 
 
-def load_pipeline(base: Base, dtype: Any = None) -> Any:
+def pipeline_class(base: Base) -> str:
+    """The class of diffusers that `base` is a pipeline of."""
+    return f"StableDiffusion{'XL' if base.family == 'sdxl' else ''}{'Inpaint' if base.lacks == INPAINTING else ''}Pipeline"
+
+
+def load_pipeline(base: Base, dtype: Any = None, *, draws: bool = True) -> Any:
     """The diffusers pipeline of `base` on the CPU, without a safety checker and without a progress bar.
+
+    Args:
+        draws: whether it has to draw from text alone, which one for inpainting does not.
 
     Raises:
         UserError: the base draws no images, the hub cannot be reached, or a component cannot be loaded (see `weights.matched`).
     """
+    import diffusers
     import torch
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    bases.check_draws(base)
+    if draws or base.lacks != INPAINTING:
+        bases.check_draws(base)
     dtype = dtype or torch.float32
     parts: dict[str, Any] = {"scheduler": scheduler(base)}
     for name in ("vae", "unet"):  # the small one first: what does not fit is told before the large one is read
         parts[name] = diffusers_part(base, name, dtype)
     for encoder in base.encoders:
-        parts[encoder.name] = text_encoder(base, encoder, dtype)
-        parts[encoder.tokenizer] = tokenizer(base, encoder)
+        parts[encoder.name], parts[encoder.tokenizer] = encoder_with_tokenizer(base, encoder, dtype)
     if is_checkpoint(base) and not base.prediction_is_sure:
         _check_prediction(base, parts["unet"])
     if base.family == "sdxl":
         index = read_json(config_folder(base) / INDEX)
-        zeros = bool(index.get("force_zeros_for_empty_prompt", True))
-        pipeline = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros)
+        options = {"force_zeros_for_empty_prompt": bool(index.get("force_zeros_for_empty_prompt", True))}
     else:
-        pipeline = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipeline = getattr(diffusers, pipeline_class(base))(**parts, **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -13,7 +13,7 @@ from sd_erase.errors import UserError
 from sd_erase.modelfiles import INDEX
 from sd_erase.weights import choose_files, component_files
 
-SMALL = ("*.json", "*/*.json", "*/merges.txt", "merges.txt", "vocab.txt")
+SMALL = ("*.json", "*/*.json", "*/merges.txt", "merges.txt", "vocab.txt", "README.md")
 ADVICE = "pass a local diffusers folder or a .safetensors checkpoint with --base, or --base pocket"
 
 

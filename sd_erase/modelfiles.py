@@ -79,6 +79,7 @@ class Facts:
     prediction_is_sure: bool = True  # whether it is stated rather than told from weights
     zero_snr: bool = False  # whether a one-file checkpoint asks for betas that end in pure noise
     lacks: str = ""  # why it draws no images, to follow its name
+    licence: str = ""  # as its maker states it
     notes: tuple[str, ...] = field(default=())
 
 
@@ -140,7 +141,25 @@ def of_folder(folder: Path, name: str) -> Facts:
         guidance=guidance,
         prediction=str(scheduler.get("prediction_type", "epsilon")),
         lacks=lacks,
+        licence=_licence(folder),
     )
+
+
+def _licence(folder: Path) -> str:
+    """What the front matter of a model's README.md names as its licence."""
+    try:
+        with (folder / "README.md").open(encoding="utf-8", errors="replace") as stream:
+            text = stream.read(1 << 16)
+    except OSError:
+        return ""
+    front = text.split("---")[1] if text.startswith("---") else ""
+    found = {name: value.strip().strip("\"'") for name, value in re.findall(r"^(license(?:_name)?):[ \t]*(\S.*)$", front, re.MULTILINE)}
+    return _plain(found.get("license_name") or found.get("license", ""))
+
+
+def _plain(licence: str) -> str:
+    """A licence's name as it may stand in a model card; "" where it says nothing."""
+    return re.sub(r"[^\w .,+()/-]", "", licence)[:100].strip() if licence != "other" else ""
 
 
 def _class_of(index: Mapping[str, Any], part: str) -> str:
@@ -260,7 +279,7 @@ def what_folder(folder: Path) -> str:
 # what a checkpoint may hold beside its parts: what latent-diffusion kept of its training, ComfyUI's marks, another copy of the denoiser
 BESIDE = re.compile(
     r"model_ema\..*|(sqrt|log|posterior|lvlb)_.*|betas|alphas_cumprod(_prev)?|logvar|scale_factor|denoiser\.(log_)?sigmas"
-    r"|v_pred|ztsnr|edm_.*|cond_stage_model\.logit_scale|safety_checker\..*|.*position_ids"
+    r"|v_pred|ztsnr|edm_.*|(cond_stage_model|conditioner\.embedders\.\d)\.(logit_scale|text_projection)(\.weight)?|safety_checker\..*|.*position_ids"
 )
 # tensors that only other kinds of files have, and what those are
 FOREIGN = (
@@ -293,6 +312,7 @@ def of_checkpoint(path: Path) -> Facts:
         prediction_is_sure=sure,
         zero_snr="ztsnr" in header.tensors,
         lacks=lacks,
+        licence=_plain(header.metadata.get("modelspec.license", "")),
         notes=_left_out(header, family),
     )
 

@@ -60,6 +60,20 @@ def test_a_folder_is_what_its_files_say(name: str, tmp_path: Path) -> None:
     bases.check_draws(base)
 
 
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        ("---\nlicense: other\nlicense_name: sai-nc-community\n---\n# A model", "sai-nc-community"),
+        ("---\nlicense: openrail++\ntags: [x]\n---\n", "openrail++"),
+        ("---\nlicense: other\n---\n", "its maker's; that of Stable Diffusion 1.5 is CreativeML OpenRAIL-M"),
+        ("# license: mit", "its maker's; that of Stable Diffusion 1.5 is CreativeML OpenRAIL-M"),
+    ],
+)
+def test_a_licence_is_the_one_that_its_maker_states(text: str, licence: str, tmp_path: Path) -> None:
+    (folder(tmp_path, "sd15") / "README.md").write_text(text)
+    assert bases.resolve(str(tmp_path)).licence == licence
+
+
 def index(**parts: list[str] | str | None) -> dict[str, Any]:
     return {"index": {name: value if isinstance(value, (list, str)) else [None, None] for name, value in parts.items()}}
 

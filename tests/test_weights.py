@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -11,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from erased import erased_run
 from ldm import checkpoint
 from narrow import SMALL, build, narrow
 from safetensors.torch import load_file, save_file
 
 from sd_erase import bases, components, formats, mismatch, weights
 from sd_erase.errors import UserError
+from sd_erase.formats import read_header
 
 TEXT, UNET, VAE = "text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"
 State = dict[str, torch.Tensor]
@@ -229,6 +232,119 @@ def test_a_tokenizer_that_does_not_say_its_length_cuts_at_the_encoders(model: Pa
     pipeline = components.load_pipeline(base)
     images = pipeline(["a dog " * 100], num_inference_steps=1, height=64, width=64, output_type="np").images
     assert images.shape == (1, 64, 64, 3)
+
+
+def test_a_tokenizer_with_tokens_of_its_own_is_refused(model: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    place = model / "model" / "tokenizer"
+    tokenizer = CLIPTokenizer.from_pretrained(place)
+    tokenizer.add_tokens(["<my-dog>", "<my-cat>"])
+    tokenizer.save_pretrained(place)
+    base = bases.resolve(str(model / "model"))
+    with pytest.raises(UserError, match="tokenizer of .* has 49,410 tokens, its text_encoder rows for 49,408"):
+        components.encoder_with_tokenizer(base, base.encoders[0])
+
+
+def test_a_partner_of_another_model_is_no_error_where_none_is_needed(model: Path) -> None:
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    from sd_erase.clip import load_towers
+
+    text = {**SMALL["sd15"]["text_encoder"], "num_hidden_layers": 1}
+    vision = {"image_size": 8, "patch_size": 4, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)).save_pretrained(model / "clip")
+    CLIPImageProcessor().save_pretrained(model / "clip")
+    base = dataclasses.replace(bases.resolve(str(model / "model")), clip_partner=str(model / "clip"))
+    assert load_towers(base, torch.device("cpu"), need_images=False).clip is None
+    with pytest.raises(UserError, match="does not fit the base's text encoder .*--clip"):
+        load_towers(base, torch.device("cpu"), need_images=True)
+
+
+MARKS = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+
+
+def test_a_checkpoint_without_an_autoencoder_is_erased_and_exported_with_its_marks(model: Path) -> None:
+    from sd_erase import catalog
+    from sd_erase.images import generate
+
+    def change(state: State) -> State:
+        return without("first_stage_model")(state) | MARKS
+
+    source = str(model / "one.safetensors")
+    rewrite(model / "one.safetensors", change)
+    settings, run = erased_run(model, bases.resolve(source), source)
+    for kind in ("a1111", "comfyui", "lora"):
+        export = dataclasses.replace(settings.export, to=kind, output=str(model / kind))
+        catalog.resolve(catalog.EXPORTS, kind, "")(dataclasses.replace(settings, export=export), run)
+    (written,) = (model / "a1111").glob("*.safetensors")
+    assert read_header(written).shape("v_pred") == (0,) and read_header(written).tensors.keys() == read_header(Path(source)).tensors.keys()
+    with pytest.raises(UserError, match=r"holds no autoencoder \(a NoVAE file\), so it draws no images"):
+        generate(dataclasses.replace(settings, generate=dataclasses.replace(settings.generate, prompts=("bicycle",))), run)
+
+
+def test_exports_of_an_encoder_with_added_tokens_say_who_cannot_load_them(model: Path) -> None:
+    from sd_erase import catalog
+
+    def add(state: State) -> State:
+        return {key: torch.cat([value, value[:2]]) if "token_embedding" in key else value for key, value in state.items()}
+
+    source = str(model / "one.safetensors")
+    rewrite(model / "one.safetensors", add)
+    settings, run = erased_run(model, bases.resolve(source), source)
+    for kind in ("a1111", "comfyui"):
+        export = dataclasses.replace(settings.export, to=kind, output=str(model / kind))
+        result = catalog.resolve(catalog.EXPORTS, kind, "")(dataclasses.replace(settings, export=export), run)
+        assert any("49,410 token rows" in warning and "--to lora" in warning for warning in result["warnings"]), result["warnings"]
+
+
+def test_an_inpainting_model_is_a_pipeline_of_its_own(original: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = original[0] / "configs" / "sd15" / "unet" / "config.json"
+    settings = json.loads(place.read_text())
+    monkeypatch.setattr(bases, "CONFIGURATIONS", original[0] / "configs")
+    place.write_text(json.dumps(settings | {"in_channels": 9}))
+    try:
+        pipeline = build(original[0] / "configs" / "sd15")
+    finally:
+        place.write_text(json.dumps(settings))
+    pipeline.save_pretrained(tmp_path / "model")
+    save_file(checkpoint(pipeline), tmp_path / "one.safetensors")
+    for source in (tmp_path / "model", tmp_path / "one.safetensors"):
+        base = bases.resolve(str(source))
+        with pytest.raises(UserError, match="is an inpainting model"):
+            components.load_pipeline(base)
+        loaded = components.load_pipeline(base, draws=False)
+        assert type(loaded).__name__ == "StableDiffusionInpaintPipeline" and same(loaded.unet, pipeline.unet)
+
+
+def test_of_a_hub_id_only_the_files_of_the_component_are_fetched(model: Path, original: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    names = [str(path.relative_to(model / "model")) for path in (model / "model").rglob("*") if path.is_file()]
+    place = model / "hub" / "models--me--mine"
+    snapshot = place / "snapshots" / ("0" * 40)
+    for name in names:
+        if not name.endswith(".safetensors"):
+            (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(model / "model" / name, snapshot / name)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0" * 40)
+    fetched = []
+
+    def fetch(identifier: str, name: str, revision: str) -> str:
+        assert (identifier, revision) == ("me/mine", "0" * 40)
+        fetched.append(name)
+        shutil.copyfile(model / "model" / name, snapshot / name)
+        return str(snapshot / name)
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(model / "hub"))
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda identifier, revision: [*names, "text_encoder/model.fp16.safetensors"])
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    base = bases.resolve("me/mine")
+    for _ in range(2):
+        assert same(components.text_encoder(base, base.encoders[0]), original[1].text_encoder)
+    assert fetched == [f"{TEXT}.safetensors"]
 
 
 def test_an_erased_encoder_that_does_not_fit_is_refused(model: Path) -> None:

@@ -117,7 +117,7 @@ def _write_pipeline(job: Job, folder: Path) -> None:
     import torch
 
     with job.progress("writing the pipeline") as task:
-        pipeline = components.load_pipeline(job.base, getattr(torch, job.config.export.dtype))
+        pipeline = components.load_pipeline(job.base, getattr(torch, job.config.export.dtype), draws=False)
         size = sum(
             parameter.numel() * parameter.element_size()
             for part in pipeline.components.values()
@@ -179,7 +179,7 @@ def model_card(job: Job) -> str:
     ]
     hub = job.base.source if job.base.source.count("/") == 1 and not Path(job.base.source).exists() else ""
     names = [encoder.name for encoder in job.base.encoders]
-    kind = "StableDiffusionXLPipeline" if job.base.family == "sdxl" else "StableDiffusionPipeline"
+    kind = components.pipeline_class(job.base)
     classes = {
         encoder.name: "CLIPTextModelWithProjection" if encoder.pooled else "CLIPTextModel" for encoder in job.base.encoders
     }
