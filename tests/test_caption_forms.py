@@ -440,6 +440,20 @@ def test_parquet_without_captions_lists_its_columns(columns: dict[str, Any], mes
     assert message in refusal("flickr30k", parquet(tmp_path / "a.parquet", columns))
 
 
+def test_offsets_of_a_damaged_arrow_file_are_not_followed(tmp_path: Path) -> None:
+    import pyarrow
+
+    table = pyarrow.table({"caption": ["a dog", "a cat", "a bus"]})
+    stream = io.BytesIO()
+    with pyarrow.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    whole = bytearray(stream.getvalue())
+    offsets = bytes.fromhex("00000000050000000a0000000f000000")
+    place = whole.index(offsets)
+    whole[place + 4 : place + 8] = (1 << 30).to_bytes(4, "little")
+    assert "no complete arrow file" in refusal("flickr30k", write(tmp_path / "a.arrow", bytes(whole)))
+
+
 def test_parquet_with_paths_of_images_finds_them(tmp_path: Path) -> None:
     write(tmp_path / "images" / "1.jpg", JPEG)
     rows = {"image": ["1.jpg", "1.jpg", None], "caption": ["a dog", "a cat", "a bus"]}

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import pickle
+import re
 import sys
 import tarfile
 from collections.abc import Callable, Iterable
@@ -655,6 +656,21 @@ def test_a_pickle_that_runs_code_is_refused_before_it_does(protocol: int, tmp_pa
         write(root / "meta", evil)
         assert "it asks for" in refusal("cifar100", root)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x02}r\xff\xff\xff\x0f.", "numbers values"),  # room for 2**28 remembered values: 2 GB
+        (b"\x80\x02)q\x00" + b"".join(b"h%c0h%c\x86q%c" % (n, n, n + 1) for n in range(60)) + b".", "repeats a tuple"),
+        (b"\x80\x04)\x94" + b"".join(b"h%c0h%ch%c\x86\x94" % (n, n, n) for n in range(60)) + b".", "uses|repeats a tuple"),
+        (b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b".", "uses BYTEARRAY8|no CIFAR-100 file"),
+    ],
+)
+def test_a_pickle_that_costs_memory_or_time_beyond_its_size_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    root = cifar(tmp_path / "c", [0], ["apple"])
+    write(root / "meta", content)
+    assert re.search(message, refusal("cifar100", root))
 
 
 def test_a_pickle_cannot_choose_a_codec(tmp_path: Path) -> None:

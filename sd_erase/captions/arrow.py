@@ -57,9 +57,11 @@ def rows_of(path: Path, columns: Collection[str], image_column: str | None, want
     size = 64 if wanted else 1024
     with _table(path) as table:
         if path.suffix == ".arrow":
-            for batch in table:
+            for whole in table:
+                batch = whole.select(names)
+                batch.validate(full=True)  # offsets of a damaged file could lead anywhere in the memory
                 for start in range(0, batch.num_rows, size):
-                    yield from batch.select(names).slice(start, size).to_pylist()
+                    yield from batch.slice(start, size).to_pylist()
             return
         for number in range(table.metadata.num_row_groups):
             group = table.metadata.row_group(number)
@@ -72,7 +74,9 @@ def rows_of(path: Path, columns: Collection[str], image_column: str | None, want
 def schema_of(path: Path) -> Any:
     """The Arrow schema of a parquet or Arrow file."""
     with _table(path) as table:
-        return table.schema if path.suffix == ".arrow" else table.schema_arrow
+        schema = table.schema if path.suffix == ".arrow" else table.schema_arrow
+        _ = schema.names  # an error here where one is no text
+        return schema
 
 
 def image_bytes(value: Any) -> bytes | None:
@@ -129,17 +133,24 @@ class _Columns:
                 f"{file} has no caption column ({why} {', '.join(schema.names)[:300]}): expected one of {', '.join(TEXT)}."
             )
         note_other_texts(readable, text, file, tally)
-        image = column_of(names, _IMAGES)
-        path = None
-        if image is None or kinds.is_string(schema.field(image).type) or kinds.is_large_string(schema.field(image).type):
-            path, image = image or column_of(names, _PATHS), None
-        name = column_of(names, _NAMES)
-        split = column_of(names, ("split",))
-        return cls(text, name, image, path, split)
+        strings = [name for name in names if _is_string(schema.field(name).type)]
+        known = [name for name in names if name in strings or kinds.is_integer(schema.field(name).type)]
+        image, path = column_of(names, _IMAGES), None
+        if image is None or image in strings:
+            path, image = image or column_of(strings, _PATHS), None
+        return cls(text, column_of(known, _NAMES), image, path, column_of(strings, ("split",)))
 
     @property
     def read(self) -> list[str]:
         return list(dict.fromkeys(name for name in (self.text, self.name, self.image, self.path, self.split) if name))
+
+
+def _is_string(kind: Any) -> bool:
+    import pyarrow.types as kinds
+
+    if kinds.is_dictionary(kind):
+        return _is_string(kind.value_type)
+    return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or "string_view" in str(kind))
 
 
 def _is_text(kind: Any) -> bool:
@@ -150,7 +161,7 @@ def _is_text(kind: Any) -> bool:
         return _is_text(kind.value_type)
     if kinds.is_struct(kind):
         return any(field.name == "raw" and _is_text(field.type) for field in kind)
-    return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_null(kind) or "string_view" in str(kind))
+    return _is_string(kind) or bool(kinds.is_null(kind))
 
 
 def read(files: Sequence[Path], tally: Tally, folder: Path | None, wanted: Collection[str] | None) -> Iterator[Caption]:
@@ -163,7 +174,8 @@ def read(files: Sequence[Path], tally: Tally, folder: Path | None, wanted: Colle
     keys = Keys(tally)
     before = 0
     for file in files:
-        columns = _Columns.of(file, tally)
+        with reading(file):  # names within a column's type may be no text
+            columns = _Columns.of(file, tally)
         one = _File(file, columns, splits[file], folder if columns.image else None, wanted, keys, tally, before)
         yield from one.captions()
         before += one.rows

@@ -26,18 +26,88 @@ _ALLOWED = {
 }  # fmt: skip
 
 
+# what plain values, lists, tables and one array are written with
+_OPCODES = frozenset(
+    # ruff: noqa: SIM905 -- a list of quoted names is harder to read
+    "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 BINFLOAT STRING BINSTRING SHORT_BINSTRING "
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES BINBYTES8 BINUNICODE8 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM "
+    "SETITEMS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE "
+    "BUILD".split()
+)
+
+
+def _check_opcodes(content: bytes) -> None:
+    """Refuse a pickle that would cost memory or time beyond its size.
+
+    The unpickler makes room for as many remembered values as the highest number says, and the hash of a tuple that holds another one
+    twice, and so on, is never finished.
+    """
+    import pickletools
+
+    last, tuples, remembered = "", set[int](), set[int]()
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if opcode.name not in _OPCODES:
+            raise pickle.UnpicklingError(f"it uses {opcode.name}")
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            number = len(remembered) if argument is None else int(argument)
+            if number > count:
+                raise pickle.UnpicklingError("it numbers values that it does not have")
+            remembered.add(number)
+            if last.startswith("TUPLE"):
+                tuples.add(number)
+        elif opcode.name in ("GET", "BINGET", "LONG_BINGET") and int(argument or 0) in tuples:
+            raise pickle.UnpicklingError("it repeats a tuple")
+        last = opcode.name
+
+
+class _Array:
+    """A numpy array as a pickle tells of it: numpy itself crashes where the type's or the array's state is wrong."""
+
+    def __init__(self, *_: Any) -> None:
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def pixels(self, images: int) -> Any:
+        """Bytes of [images, 3072].
+
+        Raises:
+            ValueError, TypeError: it is no such array.
+        """
+        import numpy
+
+        _, shape, kind, is_fortran, content = self.state
+        if (
+            shape != (images, 3072)
+            or kind.arguments[:1] not in (("u1",), (b"u1",))
+            or is_fortran
+            or len(content) != images * 3072
+        ):
+            raise ValueError(f"images of shape {shape}")
+        return numpy.frombuffer(content, dtype="uint8").reshape(images, 3072)
+
+
+class _Kind:
+    """An array's type of number by the arguments that name it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        """Byte order and the like, which bytes have none of."""
+
+
 class _SafeUnpickler(pickle.Unpickler):
-    """Builds numbers, texts, lists and numpy arrays, and refuses every other class or function."""
+    """Builds numbers, texts and lists, keeps what arrays are made of as it is, and refuses every other class or function."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
             return _encode_latin1
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        import numpy
-
-        # numpy 1 and 2 keep the function in modules of different names: an array tells its own
-        return {"_reconstruct": numpy.ndarray(0).__reduce__()[0], "ndarray": numpy.ndarray, "dtype": numpy.dtype}[name]
+        # numpy 1 and 2 keep the function in modules of different names; the class is only named, not called
+        return {"_reconstruct": _Array, "ndarray": "ndarray", "dtype": _Kind}[name]
 
 
 def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -50,7 +120,9 @@ def _load(path: Path) -> dict[bytes, Any]:
         if path.stat().st_size > MAX_ROW:
             raise UserError(f"{path} is larger than {MAX_ROW >> 20} MB: it is no CIFAR-100 file.")
         try:
-            values = _SafeUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+            content = path.read_bytes()
+            _check_opcodes(content)
+            values = _SafeUnpickler(io.BytesIO(content), encoding="bytes").load()
         except UserError:
             raise
         except Exception as error:  # a damaged pickle raises nearly anything
@@ -106,9 +178,8 @@ def _pickles(path: Path, folder: Path | None, wanted: Collection[str] | None) ->
             continue
         values = _load(file)
         try:
-            classes, pixels = values[b"fine_labels"], values[b"data"]
-            if pixels.shape != (len(classes), 3072) or pixels.dtype.name != "uint8":
-                raise ValueError(f"images of shape {pixels.shape}")
+            classes = values[b"fine_labels"]
+            pixels = values[b"data"].pixels(len(classes))
             names = [labels[number] for number in classes]
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{file} is no CIFAR-100 file ({error}): download it again.") from error
