@@ -140,9 +140,22 @@ def begin(
     base = resolve(config.base)
     check(config, STARTING[last_stage], given_names(flags))
     if path is not None:
+        check_same_concept(config, RunDir(path))
         return config, RunDir(path)
     root, concept = flags["output_root"], "-".join(config.concepts) or Path(config.concept_file).stem
     return config, unfinished_run(root, config, last_stage) or RunDir.next(root, concept, base.name)
+
+
+def check_same_concept(config: RunConfig, run: RunDir) -> None:
+    """Refuse to train away what a run has erased: another concept is another run; raises `UserError`."""
+    from sd_erase import config as module
+
+    if run.read_manifest("train") is None or not run.config.is_file():
+        return
+    stored = module.load(run.config)
+    if (stored.concepts, stored.concept_file) != (config.concepts, config.concept_file):
+        erased = ", ".join(stored.concepts) or stored.concept_file
+        raise UserError(f"Run {run} has erased {erased}, and would lose that: pass a new folder with --run for another concept.")
 
 
 def resume(flags: dict[str, Any], stage: str) -> tuple[RunConfig, RunDir]:

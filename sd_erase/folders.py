@@ -348,6 +348,17 @@ def working_in(folder: Path, kind: str, earlier: Sequence[str], flag: str = "--o
 
 def claim(folder: Path, kind: str, earlier: Sequence[str], flag: str = "--output") -> None:
     """Make `folder` one of ours; raises and takes its arguments as `working_in` does."""
+    if is_claimed(folder, kind, earlier, flag):
+        return
+    if folder.exists():
+        mark(folder, kind)
+        return
+    with contextlib.suppress(FileExistsError):  # another process was faster: then it is marked
+        create(folder, kind, {}).release()
+
+
+def is_claimed(folder: Path, kind: str, earlier: Sequence[str], flag: str = "--output") -> bool:
+    """Whether `folder` carries our mark already; raises as `claim` does where it may not."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: pass a folder with {flag}.")
     found = mark_of(folder)
@@ -356,14 +367,10 @@ def claim(folder: Path, kind: str, earlier: Sequence[str], flag: str = "--output
             raise UserError(
                 f"Folder {folder} is another command's ({found.get('kind')}): pass a new or an empty folder with {flag}."
             )
-        return
+        return True
     others = entries(folder)
     if others and not any(any(folder.glob(pattern)) for pattern in earlier):
         raise UserError(
             f"Folder {folder} holds what sd-erase did not make (such as {others[0]}): pass a new or an empty folder with {flag}."
         )
-    if folder.exists():
-        mark(folder, kind)
-        return
-    with contextlib.suppress(FileExistsError):  # another process was faster: then it is marked
-        create(folder, kind, {}).release()
+    return False

@@ -227,6 +227,34 @@ def test_no_file_of_a_data_set_in_a_folder_is_hit(captions: list[str], tmp_path:
     assert contents(tmp_path) == before
 
 
+def test_the_pocket_s_own_commands_take_no_folder_of_others(tmp_path: Path) -> None:
+    from sd_erase.pocket.__main__ import main as pocket
+
+    for name in ("flickr30k/results_20130124.token", "flickr30k/flickr30k-images/1000092795.jpg", "clip/tokenizer/vocab.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1000092795.jpg#0\tTwo young guys")
+    before = contents(tmp_path)
+    work = ["--work", str(tmp_path / "work")]
+    for arguments in (["render", str(tmp_path / "flickr30k")], ["build", "--target", str(tmp_path / "clip"), *work],
+                      ["build", "--work", str(tmp_path / "clip")]):  # fmt: skip
+        result = CliRunner().invoke(pocket, arguments)
+        assert result.exit_code == 1 and "pass a new or an empty" in result.output
+    assert {name: text for name, text in contents(tmp_path).items() if not name.startswith("work/")} == before
+    (tmp_path / "flickr30k" / "results_20130124.token").unlink()
+    assert CliRunner().invoke(pocket, ["render", str(tmp_path / "flickr30k")]).exit_code == 1
+    for _ in range(2):
+        assert CliRunner().invoke(pocket, ["render", str(tmp_path / "scenes"), "--scenes", "2"]).exit_code == 0
+
+
+def test_another_concept_does_not_train_away_what_a_run_erased(work: Path) -> None:
+    assert invoke("train", "--concept", "dog", "--run", "run").exit_code == 0
+    before = contents(work)
+    result = invoke("train", "--concept", "cat", "--run", "run")
+    assert result.exit_code == 2 and "Run run has erased dog" in result.stderr
+    assert contents(work) == before
+    assert invoke("train", "--run", "run", "--steps", "3").exit_code == 0
+
+
 # --- how a file and a folder get their names ----------------------------------------------------------------------------------
 
 

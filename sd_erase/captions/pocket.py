@@ -26,21 +26,23 @@ def read(path: Path, folder: Path | None = None, wanted: Collection[str] | None 
         raise UserError(f"Data set pocket:{path} is a file: pass a folder for the rendered scenes.")
     if not (path / TOKEN_FILE).is_file():
         if folder is not None:  # named by the user: not the run's own
-            _check_free(path)
+            check_free(path)
         render(path)
     yield from flickr30k(path, folder, wanted)
 
 
-def _check_free(path: Path) -> None:
-    """Refuse a folder that holds anything but scenes of an interrupted `render`."""
+def check_free(path: Path) -> None:
+    """Refuse a folder for the scenes that holds anything but scenes; raises `UserError`."""
     own = re.compile(rf"{FIRST_SEED // 10**6:04d}\d{{6}}\.jpg")
     images = path / IMAGES
-    others = [name for name in entries(path) if name != IMAGES]
+    others = [name for name in entries(path) if name not in (IMAGES, TOKEN_FILE)]
+    if (path / TOKEN_FILE).is_file() and not (path / TOKEN_FILE).read_bytes().startswith(f"{FIRST_SEED:010d}.jpg#0\t".encode()):
+        others.insert(0, TOKEN_FILE)
     others += [f"{IMAGES}/{name}" for name in entries(images) if not own.fullmatch(name)] if images.is_dir() else []
     if others:
         raise UserError(
-            f"Data set pocket:{path} is to render scenes into a folder that holds other files (such as {others[0]}): pass a new or an "
-            "empty one, or the reader of what is there."
+            f"Scenes are to be rendered into {path}, which holds other files (such as {others[0]}): pass a new or an empty folder, or "
+            "the reader of what is there."
         )
 
 

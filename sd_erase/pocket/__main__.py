@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+
+from sd_erase.errors import UserError
+from sd_erase.folders import claim, is_claimed
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -16,6 +20,15 @@ def main() -> None:
 
 PACK = Path(__file__).parent / "weights"
 STEPS = ("data", "clip", "vae", "latents", "decoder", "unet", "detector", "pack", "scores")
+
+
+@contextlib.contextmanager
+def sentences() -> Iterator[None]:
+    """End in the sentence of a `UserError`, not in its traceback."""
+    try:
+        yield
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command()
@@ -45,7 +58,9 @@ def build(work: Path, steps: tuple[str, ...], target: Path, settings: tuple[str,
 
     from sd_erase.pocket import build as builder
 
-    work.mkdir(parents=True, exist_ok=True)
+    with sentences():
+        claim(work, "pocket build", ["build.log"], "--work")
+        is_claimed(target, "pocket", ["detector/architecture.yaml"], "--target")  # the package's own gets no mark
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s",
                         handlers=[logging.StreamHandler(), logging.FileHandler(work / "build.log")])  # fmt: skip
     torch.set_num_threads(1)  # the networks are too small for more; run two steps side by side instead
@@ -75,9 +90,12 @@ def render(folder: Path, scenes: int) -> None:
 
     Example: python -m sd_erase.pocket render outputs/pocket-flickr30k
     """
+    from sd_erase.captions.pocket import check_free
     from sd_erase.captions.pocket import render as library
     from sd_erase.progress import RichProgress
 
+    with sentences():
+        check_free(folder)
     click.echo(library(folder, scenes, progress=RichProgress()))
 
 

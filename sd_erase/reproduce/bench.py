@@ -158,18 +158,20 @@ class Bench:
         """
         config = self.config(concepts, side, seed, settings)
         run = RunDir(self.folder / "bench" / "runs" / self._run_name(config, concepts, side))
-        if run.read_manifest("train") is None:
+        is_trained = run.read_manifest("train") is not None
+        if not is_trained:
             self._stage("harvest", config, run)
-            # the original's image embeddings are the same for every method on these pairs
-            shared = self.folder / "bench" / "embeddings" / f"{side}-{fingerprint(run.pairs, self.base.source)[:8]}"
+        # the original's image embeddings are the same for every method on these pairs
+        shared = self.folder / "bench" / "embeddings" / f"{side}-{fingerprint(run.pairs, self.base.source)[:8]}"
+        if not is_trained:
             if shared.is_dir() and not run.cache.is_dir():
                 with replacing(run.cache) as copy:
                     shutil.copytree(shared, copy)
             self._stage("train", config, run)
             gc.collect()  # accelerate's objects refer to each other, and would keep the trained model beside the next one
-            if run.cache.is_dir() and not shared.is_dir():
-                shared.parent.mkdir(parents=True, exist_ok=True)
-                run.cache.replace(shared)
+        if run.cache.is_dir() and not shared.is_dir():
+            shared.parent.mkdir(parents=True, exist_ok=True)
+            run.cache.replace(shared)
         for over in (run.cache, run.checkpoints):  # of a training that is over, perhaps in a process that was killed before this line
             shutil.rmtree(over, ignore_errors=True)
         return run
