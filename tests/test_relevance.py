@@ -43,7 +43,9 @@ def lifts(towers: Towers, pictures: list[Any], boxes: list[tuple[float, ...]], c
 
 def test_the_relevance_lies_on_the_named_object_until_both_towers_are_erased(towers: Towers) -> None:
     pictures, boxes = scenes("apple", 24, 900)
+    attention = towers.clip.vision_model.config._attn_implementation
     before = lifts(towers, pictures, boxes, "apple")
+    assert towers.clip.vision_model.config._attn_implementation == attention != "eager"
     assert min(before) > 1 and sum(before) / len(before) > 3
     shown, _ = scenes("apple", 32)
     pixels, ids = (

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import top_k_accuracy_score
 from torch.nn.functional import normalize
 from torchmetrics.functional.classification import multiclass_accuracy
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
+from sd_erase import bases
+from sd_erase.clip import Towers, load_towers
 from sd_erase.errors import UserError
 from sd_erase.metrics import tasks
 
@@ -17,12 +22,17 @@ def embeddings(*shape: int, seed: int = 0) -> torch.Tensor:
     return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
+@pytest.fixture(scope="module")
+def towers() -> Towers:
+    return load_towers(bases.resolve("pocket"), "cpu", need_images=True)
+
+
 def test_the_templates_are_clips_own() -> None:
     forms = tasks.templates("cifar100")
     assert len(forms) == 18 and forms[0] == "a photo of a {}." and forms[-1] == "a photo of the big {}."
     assert "a black and white photo of the {}." in forms
     assert all(form.count("{}") == 1 for forms in tasks.TEMPLATES.values() for form in forms)
-    with pytest.raises(UserError, match="imagenet"):
+    with pytest.raises(UserError, match="^Prompt templates 'imagenett' is unknown .did you mean 'imagenet'.*cifar100"):
         tasks.templates("imagenett")
 
 
@@ -30,6 +40,9 @@ def test_a_class_embedding_is_the_normalised_mean_over_its_templates() -> None:
     texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.6, 0.8]])
     found = tasks.class_embeddings(texts, 2)
     assert torch.allclose(found, torch.tensor([[0.5**0.5, 0.5**0.5], [0.6, 0.8]]))
+    wide = embeddings(6, 5)  # two templates of three classes in five dimensions
+    means = [(wide[2 * number] + wide[2 * number + 1]) / 2 for number in range(3)]
+    assert torch.allclose(tasks.class_embeddings(wide, 2), torch.stack([mean / mean.norm() for mean in means]))
 
 
 def test_prediction_agrees_with_torchmetrics_and_scikit_learn() -> None:
@@ -48,6 +61,26 @@ def test_text_retrieval_takes_the_nearest_single_prompt() -> None:
     text_labels, labels = torch.tensor([0, 0, 1, 1]), torch.tensor([0])
     assert tasks.zero_shot_text_retrieval(images, texts, text_labels, labels).tolist() == [1.0]
     assert tasks.zero_shot_prediction(images, tasks.class_embeddings(texts, 2), labels).tolist() == [0.0]
+    several = torch.cat([images, texts[2:3], -images])  # each image for itself
+    assert tasks.zero_shot_text_retrieval(several, texts, text_labels, torch.tensor([0, 0, 0])).tolist() == [1.0, 0.0, 1.0]
+
+
+def test_embeddings_are_the_towers_own_in_the_order_of_the_inputs(
+    towers: Towers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "BATCH", 2)
+    pictures = [Image.effect_noise((64, 64), 20.0 * number).convert("RGB") for number in range(1, 6)]
+    paths = [str(tmp_path / f"{number}.png") for number in range(5)]
+    for picture, path in zip(pictures, paths, strict=True):
+        picture.save(path)
+    captions = ["a dog", "a cat beside a bus", "a pizza", "an apple and an orange on the grass", "a horse"]
+    pixels = towers.image_processor(images=pictures, return_tensors="pt").pixel_values
+    tokens = towers.tokenizer(captions, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    with torch.no_grad():
+        images = normalize(towers.clip.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+        texts = normalize(towers.clip.get_text_features(input_ids=tokens).pooler_output, dim=-1)
+    assert torch.allclose(tasks.embed_images(towers, paths), images, atol=1e-5)
+    assert torch.allclose(tasks.embed_texts(towers, captions), texts, atol=1e-5)
 
 
 @pytest.mark.parametrize("k", [1, 5, 10])
