@@ -229,16 +229,15 @@ class RunDir:
                 self._stem = ""
                 return hold
             except FileExistsError:  # made by another process in the meantime
+                if self._stem and self._begins_with(files):
+                    raise self._busy() from None
                 if self._stem:
                     self.path = _free(self.path.parent, self._stem)
         self.check_ours()
         try:
             hold = folders.Hold.take(self.path)
         except folders.Busy:
-            raise folders.Busy(
-                f"Run {self.path} is being worked on by another sd-erase process{self._worker()}: wait until that has ended, or "
-                "pass another folder with --run."
-            ) from None
+            raise self._busy() from None
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
@@ -251,6 +250,20 @@ class RunDir:
             if not (self.path / name).exists():
                 write_text_atomic(self.path / name, text)
         return hold
+
+    def _begins_with(self, files: Mapping[str, str]) -> bool:
+        """Whether another process has just made this run of the same `files`."""
+        try:
+            same = all((self.path / name).read_text(encoding="utf-8") == text for name, text in files.items())
+        except (OSError, UnicodeDecodeError):
+            return False
+        return same and bool(files) and folders.is_locked(self.path) is True
+
+    def _busy(self) -> folders.Busy:
+        return folders.Busy(
+            f"Run {self.path} is being worked on by another sd-erase process{self._worker()}: wait until that has ended, or pass "
+            "another folder with --run."
+        )
 
     def _worker(self) -> str:
         """Who works on the run, as its record tells."""

@@ -394,6 +394,17 @@ def test_a_command_whose_run_another_process_makes_says_so(work: Path) -> None:
     assert invoke("train", "--concept", "dog").exit_code == 0
 
 
+def test_of_two_processes_that_begin_at_once_one_makes_the_run(tmp_path: Path) -> None:
+    run = RunDir.next(tmp_path, "dog", "pocket")
+    other = f"RunDir.next({str(tmp_path)!r}, 'dog', 'pocket').writing({{'config.yaml': 'seed: 1'}})"
+    with process("from sd_erase.rundir import RunDir; " + holding(other)):
+        with pytest.raises(UserError, match="is being worked on by another"), run.writing({"config.yaml": "seed: 1"}):
+            pass
+        with run.writing({"config.yaml": "seed: 2"}):
+            assert run.name == "dog-pocket-0002"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dog-pocket-0001", "dog-pocket-0002"]
+
+
 def test_this_process_may_ask_for_a_lock_again_and_a_killed_one_s_staging_goes(tmp_path: Path) -> None:
     with locked(tmp_path):
         with locked(tmp_path):

@@ -307,28 +307,88 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield tmp_path_factory.mktemp("kills")
 
 
+@dataclass
+class Unkilled:
+    """A command that was left alone: how it went and what it left."""
+
+    before: Path
+    course: Course
+    left: dict[str, Any]
+
+
+UNKILLED: dict[str, Unkilled] = {}
+
+
+def unkilled(chosen: Case, root: Path) -> Unkilled:
+    """The command run once to its end."""
+    if chosen.name not in UNKILLED:
+        before = state(chosen.before, root)
+        folder = copied(before, root / "unkilled" / chosen.name / "work")
+        course = watched(folder, chosen.arguments)
+        UNKILLED[chosen.name] = Unkilled(before, course, left(folder))
+    return UNKILLED[chosen.name]
+
+
+def check_same(expected: dict[str, Any], found: dict[str, Any], what: str) -> None:
+    """Fail where two results differ, or one has more files."""
+    names = {name for name in expected.keys() ^ found.keys() if Path(name).name != LOCK}
+    assert not names, f"only one of the two has {sorted(names)[:5]} ({what})"
+    differing = [name for name in expected if name in found and expected[name] != found[name]]
+    assert not differing, f"{differing[:5]} differ ({what})"
+    assert not [name for name in found if f"/{TEMPORARY}" in f"/{name}"]
+
+
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[each.name for each in CASES])
 def test_a_killed_command_run_again_ends_as_one_that_was_not_killed(number: int, root: Path) -> None:
-    chosen = CASES[number]
+    chosen, done, series = CASES[number], 0, 0
     wanted = KILLS // len(CASES) + (number < KILLS % len(CASES))
     rng = random.Random(f"{SEED} {chosen.name}")
-    before = state(chosen.before, root)
-    reference = copied(before, root / "reference" / chosen.name / "work")
-    course = watched(reference, chosen.arguments)
-    expected, done, series = left(reference), 0, 0
+    alone = unkilled(chosen, root)
     while done < wanted:
         series += 1
-        work = copied(before, root / chosen.name / f"series{series}" / "work")
+        work = copied(alone.before, root / chosen.name / f"series{series}" / "work")
         goal = min(SERIES, wanted - done)
         for _ in range(3 * goal):  # what is done already is not done again, so a later start may end before its kill
-            if goal and killed(work, chosen.arguments, course, rng):
+            if goal and killed(work, chosen.arguments, alone.course, rng):
                 done, goal = done + 1, goal - 1
         run(work, *chosen.arguments)
-        found = left(work)
-        names = {name for name in expected.keys() ^ found.keys() if Path(name).name != LOCK}
-        assert not names, f"only one of the two has {sorted(names)[:5]} (series {series} of {chosen.name}, seed {SEED})"
-        differing = [name for name in expected if name in found and expected[name] != found[name]]
-        assert not differing, f"{differing[:5]} differ (series {series} of {chosen.name}, seed {SEED})"
-        assert not [name for name in found if f"/{TEMPORARY}" in f"/{name}"]
+        check_same(alone.left, left(work), f"series {series} of {chosen.name}, seed {SEED}")
         shutil.rmtree(work)
-    print(f"{chosen.name}: {done} kills in {series} series; {course.seconds:.1f} s and {course.changes} changes unkilled")
+    print(
+        f"{chosen.name}: {done} kills in {series} series; {alone.course.seconds:.1f} s, {alone.course.changes} changes unkilled"
+    )
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[each.name for each in CASES])
+def test_of_two_at_once_one_works_and_the_other_says_so(number: int, root: Path) -> None:
+    chosen = CASES[number]
+    alone = unkilled(chosen, root)
+    work = copied(alone.before, root / chosen.name / "two" / "work")
+    both = [start(work, chosen.arguments) for _ in range(2)]
+    codes = sorted(process.wait(timeout=1800) for process in both)
+    for process in both:
+        end_group(process)
+    log = (work.parent / "work.log").read_text(errors="replace")
+    assert codes in ([0, 0], [0, 2]), log[-3000:]  # both: the second began when the first had ended, and had nothing to do
+    assert codes == [0, 0] or ("by another sd-erase process" in log and "Traceback" not in log), log[-3000:]
+    check_same(alone.left, left(work), f"two of {chosen.name} at once")
+
+
+def test_moved_and_copied_runs_go_on(root: Path) -> None:
+    """The run that the others are made from, in another place, without the first one and without its hidden files."""
+    source = copied(state("evaluated", root), root / "moved" / "work")
+    (source / "run").rename(source / "elsewhere")
+    for name in (".sd-erase.json", LOCK):
+        (source / "elsewhere" / name).unlink()
+    shutil.copytree(source / "elsewhere", source / "copy")
+    for name in ("elsewhere", "copy"):
+        on_run = ("--run", name, "--device", "cpu")
+        before = (source / name / "encoder" / "text_encoder" / "model.safetensors").read_bytes()
+        run(source, "evaluate", *on_run)
+        run(source, "export", *on_run, "--output", f"{name}.safetensors")
+        run(source, "report", *on_run)
+        assert before == (source / name / "encoder" / "text_encoder" / "model.safetensors").read_bytes()
+        run(
+            source, "train", *on_run, "--objective", "paper", "--steps", "2", "--batch-size", "4"
+        )  # reads the images of the pairs
+    assert content(source / "elsewhere.safetensors", source)[1] == content(source / "copy.safetensors", source)[1]
