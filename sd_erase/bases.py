@@ -160,8 +160,8 @@ def _described(row: Base, facts: Facts, is_row: bool) -> Base:
         is_row: whether the model is the row's own, for which the row says what no file does.
     """
     resolution = facts.resolution or row.resolution
-    drawn = {"steps": facts.steps, "guidance": facts.guidance} if facts.steps else {"steps": row.steps, "guidance": row.guidance}
-    how = f"{drawn['steps']} steps, guidance {drawn['guidance']:g}"
+    steps, guidance = (facts.steps, facts.guidance) if facts.steps else (row.steps, row.guidance)
+    how = f"{steps} steps, guidance {guidance:g}"
     if facts.steps:
         how += " (its scheduler or denoiser is a distilled model's)"
     elif not is_row and not facts.pocket:
@@ -178,5 +178,6 @@ def _described(row: Base, facts: Facts, is_row: bool) -> Base:
         notes=facts.notes,
         licence=row.licence if is_row or facts.pocket else facts.licence or f"its maker's; that of {row.title} is {row.licence}",
         about="" if is_row else about,
-        **drawn,
+        steps=steps,
+        guidance=guidance,
     )

@@ -54,7 +54,7 @@ class Commands(click.Group):
             with as_interrupts():
                 return super().invoke(ctx)
         except click.UsageError as error:
-            error.message = one_line(error.message)
+            error.message = one_line(error.message)  # type: ignore[misc]  # final since click 8.3, by annotation alone
             raise
         except KeyboardInterrupt as interrupt:
             echo("\nInterrupted; run the same command again to resume.", err=True)

@@ -301,7 +301,7 @@ def load_pipeline(base: Base, dtype: Any = None, *, draws: bool = True) -> Any:
         _check_prediction(base, parts["unet"])
     if base.family == "sdxl":
         index = read_json(config_folder(base) / INDEX)
-        options = {"force_zeros_for_empty_prompt": bool(index.get("force_zeros_for_empty_prompt", True))}
+        options: dict[str, Any] = {"force_zeros_for_empty_prompt": bool(index.get("force_zeros_for_empty_prompt", True))}
     else:
         options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipeline = getattr(diffusers, pipeline_class(base))(**parts, **options)

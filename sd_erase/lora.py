@@ -90,7 +90,7 @@ def _add(state: dict[str, Any], key: str, change: Any, path: Path, name: str) ->
 def _stems(states: Mapping[str, dict[str, Any]]) -> dict[str, tuple[str, str]]:
     """What a file may call each module -> component and module."""
     lone = len(states) == 1 and "text_encoder_2" not in states
-    stems = {}
+    stems: dict[str, tuple[str, str]] = {}
     for component, state in states.items():
         kohya = "lora_te_" if lone else "lora_te1_" if component == "text_encoder" else "lora_te2_"
         for module in {key.rpartition(".")[0] for key in state}:

@@ -80,7 +80,9 @@ def sizes(base: Base) -> dict[str, tuple[int, int]]:
         return _sizes_of_checkpoint(source, base)
     folder = source if source.is_dir() else hub.cached(base.source)
     known = dict(SIZES.get(base.family, {}))
-    for encoder in base.encoders if folder is not None else ():
+    if folder is None:
+        return known
+    for encoder in base.encoders:
         file = folder / encoder.name / "config.json" if base.family not in bases.IMAGE_TEXT else folder / "config.json"
         if file.is_file():
             values = modelfiles.read_json(file)

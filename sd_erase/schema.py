@@ -149,7 +149,7 @@ def nearest(name: object, names: Iterable[str]) -> str:
 
 
 @functools.cache
-def fields_of(kind: type) -> dict[str, tuple[Any, Rule]]:
+def fields_of(kind: Any) -> dict[str, tuple[Any, Rule]]:
     """Type and rule of each field of a dataclass; a nested dataclass has an empty rule."""
     hints = typing.get_type_hints(kind)
     return {one.name: (hints[one.name], one.metadata.get("rule", Rule())) for one in dataclasses.fields(kind)}
@@ -179,7 +179,7 @@ def _item(name: str, value: Any, kind: Any, rule: Rule, faults: list[Fault]) -> 
 
 def convert(name: str, value: Any, hint: Any, rule: Rule, faults: list[Fault]) -> Any:
     """`value` as the type `hint`; what is wrong with it goes to `faults`."""
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return converted_fields(hint, value, faults, name)
     if value is None and type(None) in typing.get_args(hint):
         return None
@@ -216,7 +216,8 @@ def converted_fields(kind: type, values: Any, faults: list[Fault], where: str = 
 def check_fields(instance: Any, where: str = "") -> list[Fault]:
     """What is wrong with the fields of a dataclass that Python code made, nested ones left out: they check themselves."""
     faults: list[Fault] = []
-    for name, (hint, rule) in fields_of(type(instance)).items():
+    kind: Any = type(instance)
+    for name, (hint, rule) in fields_of(kind).items():
         if not dataclasses.is_dataclass(hint):
             convert(f"{where}.{name}" if where else name, getattr(instance, name), hint, rule, faults)
     return faults

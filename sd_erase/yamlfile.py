@@ -88,7 +88,7 @@ def _check_events(events: Iterable[Any]) -> None:
         if isinstance(event, kinds.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in opened):
                 raise ValueError(f"line {line}: the alias {event.anchor} stands within what it names")
-            total += amounts.get(event.anchor, 0)  # an unknown one is the loader's error
+            total += amounts.get(event.anchor or "", 0)  # an unknown one is the loader's error
         elif isinstance(event, kinds.NodeEvent):
             total += 1
             _check_tag(event, line)
@@ -118,7 +118,7 @@ def _loader() -> Any:
 
     base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-    class Loader(base):
+    class Loader(base):  # type: ignore[misc]  # which of the two is known when it runs
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             lines: dict[Any, int] = {}
             for key_node, _ in node.value:

@@ -91,10 +91,10 @@ def read_table(file: Path, tally: Tally, folders: tuple[str, ...] = ()) -> Itera
     known = header_of(first_line)
     rows = _numbered_rows(file, known[0] if known else _likeliest(first_line), tally)
     header = _Header.of([cell.strip() for cell in next(rows, (1, [""]))[1]], file, tally)
-    first, rows = peeked((line, *header.cells(row, file, line)) for line, row in rows)
+    first, captions = peeked((line, *header.cells(row, file, line)) for line, row in rows)
     images = _images_of(file, header, [image or "" for _, _, image, _ in first], tally, folders)
     counts: Counter[str] = Counter()
-    for line, text, image, split in rows:
+    for line, text, image, split in captions:
         text = " ".join(text.split())
         if header.image is None:
             yield Caption(f"{line:09d}#0", None, text, split_of(split))

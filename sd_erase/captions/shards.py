@@ -69,7 +69,7 @@ def _members(shard: Path, wanted: Collection[str], tally: Tally) -> Iterator[dic
             raise UserError(f"{shard} is compressed, and no complete tar archive as it is: unpack it with gunzip.")
     with tarfile.open(shard, "r:") as archive:
         for member in archive:
-            archive.members = []  # else it remembers every file
+            archive.members = []  # type: ignore[attr-defined]  # else it remembers every file
             base, suffix = base_plus_ext(member.name)
             if not member.isreg() or base is None:
                 if not member.isdir():
@@ -81,10 +81,10 @@ def _members(shard: Path, wanted: Collection[str], tally: Tally) -> Iterator[dic
                     f"{shard} holds a file of {member.size:,} bytes ({member.name[:80]!r}): it is no shard of captions."
                 )
             take = is_text or f"{shard.stem}/{base}.{suffix.lower()}#0" in wanted
-            content = archive.extractfile(member).read() if take else b""  # type: ignore[union-attr]
+            content = archive.extractfile(member).read() if take else b""  # type: ignore[union-attr]  # a regular file has one
             yield {"fname": member.name, "data": content, "__url__": str(shard)}
-        archive.fileobj.seek(archive.offset)  # type: ignore[union-attr]
-        if len(archive.fileobj.read(512)) < 512:  # type: ignore[union-attr]
+        archive.fileobj.seek(archive.offset)
+        if len(archive.fileobj.read(512)) < 512:
             tally.note(
                 f"{shard} ends without the mark that closes a tar archive: it may be cut short; download or write it again."
             )

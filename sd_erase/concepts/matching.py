@@ -137,7 +137,7 @@ class Concept:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Concept:
         """A resolved concept from `to_dict`."""
-        found = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        found: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         # runs of earlier versions hold labels as their cards wrote them
         return cls(**{**found, "labels": tuple(dict.fromkeys(label_form(label) for label in found.get("labels", ())))})
 

@@ -201,7 +201,7 @@ def _with_anchors(selected: list[Concept], own: Collection[str], is_asked_for: b
     }
     result = []
     for concept in selected:
-        other = named.get(concept.anchor)
+        other = named.get(concept.anchor or "")
         if other is None:
             result.append(concept)
         elif not is_asked_for and other is not concept and concept.name not in own:

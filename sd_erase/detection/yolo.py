@@ -73,14 +73,18 @@ class YoloDetector:
         return found
 
 
+def _file(card: Card, name: str) -> Path:
+    """The file that a card names."""
+    path = find_file(card, name)
+    if path is None:
+        raise UserError(f"Detector {card.name}: file {name} does not exist: restore it, or correct the card.")
+    return path
+
+
 def _from_safetensors(card: Card) -> tuple[Any, list[str], Path]:
-    paths = {name: find_file(card, name) for name in (card.weights, card.architecture) if name}
-    for name, path in paths.items():
-        if path is None:
-            raise UserError(f"Detector {card.name}: file {name} does not exist: restore it, or correct the card.")
     if not card.architecture:
         raise UserError(f"Detector {card.name} has safetensors weights but names no architecture: add one to its card.")
-    weights, architecture = paths[card.weights], paths[card.architecture]
+    weights, architecture = (_file(card, name) for name in (card.weights, card.architecture))
     description = yamlfile.read(architecture, f"Detector {card.name}: architecture")
     loaded = formats.read_tensors(weights)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in loaded.items()}

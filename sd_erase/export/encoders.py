@@ -101,7 +101,8 @@ def _expected(keys: tuple[str, ...], name: str, shape: tuple[int, ...], width: i
 
 def _rows(header: Header, stored: dict[str, tuple[str, ...]], width: int) -> tuple[list[str], list[str]]:
     """Notes and problems about the numbers of words and positions."""
-    notes, problems = [], []
+    notes: list[str] = []
+    problems: list[str] = []
     for name, keys in stored.items():
         shape = header.shape(name) if name in header.tensors else ()
         if not keys[0].endswith("embedding.weight") or len(shape) != 2:

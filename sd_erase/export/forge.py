@@ -7,6 +7,7 @@ are right, in one file. What it is given for SD 2.x never reaches the model wher
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,7 @@ def _write(job: Job, target: Any) -> dict[str, Any]:
     places = {erased: _place(job, erased) for erased in job.encoders}
     for erased, place in places.items():
         for name, keys in formats.stored_names(erased.keys, (), place.prefix, place.open_clip).items():
-            tensors[name] = lambda erased=erased, name=name, keys=keys: _stored(erased, name, keys, dtype)
+            tensors[name] = functools.partial(_stored, erased, name, keys, dtype)
     size = sum(make().numel() for make in tensors.values()) * getattr(torch, dtype).itemsize
     description = f"CLIP text encoders from which sd-erase erased {job.concept} (objective {job.objective}), for Forge."
     title = f"{job.base.name} text encoders without {job.concept}"
@@ -66,7 +67,7 @@ def _write(job: Job, target: Any) -> dict[str, Any]:
             place = places[erased]
             return formats.read_encoder(header, place.prefix, place.open_clip, erased.encoder.pooled)
 
-        difference = max(compare.check(erased, lambda erased=erased: found(erased), dtype) for erased in places)
+        difference = max(compare.check(erased, functools.partial(found, erased), dtype) for erased in places)
     return {
         "path": str(target),
         "encoder": " + ".join(erased.name for erased in places),

@@ -6,6 +6,7 @@ mis-scales files with mixed ones.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,9 @@ def export_diff(config: RunConfig, run: RunDir, progress: Progress | None = None
 
             for module in linear_modules(erased.layers):
                 name = lora_name(module, place)
-                tensors[f"{name}.diff"] = lambda key=f"{module}.weight", change=change: change(key)
+                tensors[f"{name}.diff"] = functools.partial(change, f"{module}.weight")
                 if change(f"{module}.bias").any():  # alone it makes A1111 reject the file, so it never comes without .diff
-                    tensors[f"{name}.diff_b"] = lambda key=f"{module}.bias", change=change: change(key)
+                    tensors[f"{name}.diff_b"] = functools.partial(change, f"{module}.bias")
         return {"files": [_write(job, originals, tensors, "lora-diff", {}, {})]}
 
     return job.once([], make, [_target(job, "lora-diff")])
@@ -203,6 +204,10 @@ def _target(job: Job, kind: str) -> Path:
     return job.target(f"{job.stem}-{kind}-{SHORT[job.config.export.dtype]}.safetensors")
 
 
+def _typed(make: Callable[[], Any], dtype: Any) -> Any:
+    return make().to(dtype).contiguous()
+
+
 def _write(
     job: Job,
     originals: dict[Erased, dict[str, Any]],
@@ -216,7 +221,7 @@ def _write(
 
     dtype = getattr(torch, job.config.export.dtype)
     target = _target(job, kind)
-    typed = {name: lambda make=make: make().to(dtype).contiguous() for name, make in tensors.items()}
+    typed = {name: functools.partial(_typed, make, dtype) for name, make in tensors.items()}
     size = sum(make().numel() for make in tensors.values()) * dtype.itemsize
     if not all(make().isfinite().all() for make in typed.values()):
         raise UserError(f"The change of the weights does not fit {job.config.export.dtype}: pass --dtype float32.")
@@ -244,7 +249,7 @@ def _write(
             state = add_lora(names, temporary)[erased.name]
             return {key: state[key] for key in erased.keys}
 
-        difference = max(compare.compare(erased, lambda erased=erased: found(erased)) for erased in job.encoders)
+        difference = max(compare.compare(erased, functools.partial(found, erased)) for erased in job.encoders)
         # an extracted LoRA differs by what its rank loses, which was judged before
         if not difference <= TOLERANCE[job.config.export.dtype] and not entry.get("residual"):
             raise UserError(f"The encoder changes by {difference:.2g} as {job.config.export.dtype}: pass --dtype float32.")

@@ -223,9 +223,11 @@ def lora_shapes(header: Header) -> list[str]:
     for up, down in LORA_PAIRS:
         for name in _ending(header, f".{up}"):
             other = name.removesuffix(up) + down
-            shapes = header.shape(name), header.shape(other) if other in header.tensors else None
-            if shapes[1] is not None and (min(map(len, shapes)) < 2 or shapes[0][1] != shapes[1][0]):
-                wrong.append(f"{name} {list(shapes[0])} on {list(shapes[1])}")
+            if other not in header.tensors:
+                continue
+            outer, inner = header.shape(name), header.shape(other)
+            if min(len(outer), len(inner)) < 2 or outer[1] != inner[0]:
+                wrong.append(f"{name} {list(outer)} on {list(inner)}")
     return [f"{len(wrong)} of its tensors have a wrong shape, first {wrong[0]}."] if wrong else []
 
 

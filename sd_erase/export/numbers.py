@@ -83,8 +83,8 @@ def _blocks(header: Header, name: str) -> Iterator[bytes]:
 def not_finite(numbers: dict[str, Numbers]) -> list[str]:
     """Which tensors hold what is no number, one sentence for NaN and one for infinities."""
     problems = []
-    for what, count in (("NaN", lambda each: each.not_a_number), ("infinite numbers", lambda each: each.infinite)):
-        found = {name: amount for name, each in numbers.items() if (amount := count(each))}
+    for what, attribute in (("NaN", "not_a_number"), ("infinite numbers", "infinite")):
+        found = {name: amount for name, each in numbers.items() if (amount := getattr(each, attribute))}
         if found:
             first = next(iter(found))
             problems.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def write_encoder(job: Job, erased: Erased, target: Path) -> dict[str, Any]:
     }
     with job.written(target, size) as temporary:
         digest = save(
-            temporary, {key: lambda key=key: rounded(key, erased.tensor(key), dtype) for key in erased.keys}, dtype, metadata
+            temporary, {key: functools.partial(_rounded, erased, key, dtype) for key in erased.keys}, dtype, metadata
         )
         difference = compare.check(erased, lambda: read_encoder(read_header(temporary), projection=erased.encoder.pooled), dtype)
     return {
@@ -88,3 +89,7 @@ def write_encoder(job: Job, erased: Erased, target: Path) -> dict[str, Any]:
         "data_sha256": digest,
         "difference": difference,
     }
+
+
+def _rounded(erased: Erased, key: str, dtype: str) -> Any:
+    return rounded(key, erased.tensor(key), dtype)

@@ -173,11 +173,12 @@ def plot(rows: Sequence[dict[str, Any]], original: dict[str, float], stem: Path)
     axis = figure.subplots()
     front = sorted((row for row in rows if row["pareto"]), key=lambda row: row["forgetting"])
     others = [row for row in rows if not row["pareto"]]
-    for group, style in (
+    styles: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
         (others, {"marker": "o", "linestyle": "", "color": COLOURS[1], "label": "tried"}),
         (front, {"marker": "s", "linestyle": "-", "color": COLOURS[2], "label": "Pareto front"}),
         ([original], {"marker": "^", "linestyle": "", "color": COLOURS[0], "label": "original"}),
-    ):
+    ]
+    for group, style in styles:
         axis.plot([row["forgetting"] for row in group], [row["retention"] for row in group], markersize=5, **style)
     axis.set(xlabel="forgetting, %", ylabel="retention, %")
     axis.grid(alpha=0.3)
