@@ -33,7 +33,7 @@ class HarvestConfig:
     max_retain: int = setting(3000, low=0, high=MANY)
     train_share: float = setting(0.7, low=0, high=1, open_ends=True)
     max_missing_share: float = setting(0.05, low=0, high=1)  # more missing or corrupt images than this is an error
-    exclude: tuple[str, ...] = setting((), longest=200)  # words whose captions are left out of both sets
+    exclude: tuple[str, ...] = setting((), longest=20_000)  # words whose captions are left out of both sets; each may be a list
 
     def __post_init__(self) -> None:
         _check(self, "harvest")
@@ -124,7 +124,7 @@ class ExportConfig:
 class RunConfig:
     """A whole run."""
 
-    concepts: tuple[str, ...] = setting((), longest=200)
+    concepts: tuple[str, ...] = setting((), longest=20_000)  # names; each may be a list
     concept_file: str = setting("", blank=True)
     kind: str = setting("object", choices=KINDS)
     exact: bool = setting(False)  # take a name that looks misspelt as it is

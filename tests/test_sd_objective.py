@@ -35,6 +35,9 @@ def tokenizer() -> object:
         ("an old bicycle", "object", "an old object"),
         ("a bicycle by the sea", "", " by the sea"),
         ("a dog near a bicycle", "an orange", "a dog near an orange"),
+        ("red_bicycle, dog", "object", "red_object, dog"),
+        ("riding_a_bicycle, park", "object", "riding_an_object, park"),  # tags
+        ("on_the_bicycle", "object", "on_the_object"),
     ],
 )
 def test_the_anchor_takes_the_concepts_place_with_a_fitting_article(caption: str, anchor: str, target: str) -> None:
@@ -58,6 +61,16 @@ def test_words_map_to_themselves_and_the_concept_to_the_anchor(tokenizer: object
     rest = [(own, other) for own, other in found if own != "bicycle</w>" and (own, other) != ("a</w>", "an</w>")]
     assert all(own == other for own, other in rest)
     assert found[-1] == ("<|endoftext|>", "<|endoftext|>")
+
+
+@pytest.mark.parametrize("caption", ["red_bicycle, dog, park", "riding_mountain_bike, 1girl", r"old_bike_\(toy\), night"])
+def test_in_tags_the_words_alone_map_to_the_anchor(tokenizer: object, caption: str) -> None:
+    found = aligned(tokenizer, caption, "object")
+    words = {"bicycle</w>", "mountain</w>", "bike</w>"}
+    moved = [own for own, other in found if other == "object</w>"]
+    assert moved and set(moved) <= words
+    rest = [(own, other) for own, other in found if own not in words and other != "object</w>" and own != "_</w>"]
+    assert all(own == other for own, other in rest) and len(rest) > 5
 
 
 def test_a_longer_concept_shifts_what_follows(tokenizer: object) -> None:

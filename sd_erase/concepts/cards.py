@@ -59,7 +59,9 @@ def from_card(values: Any, where: str) -> Concept:
         UserError: an unknown key, or a value that is not what the key asks for.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{where} must be a mapping of a card's keys ({', '.join(_FIELDS)}), not {shown(values)}.")
+        raise UserError(
+            f"{where} must be a mapping of a card's keys ({', '.join(_FIELDS)}), not {shown(values)}; a list of names is a .txt file."
+        )
     for key in values:
         if key not in _FIELDS:
             raise unknown_choice(f"{where}: key", shown(key).strip("'"), _FIELDS)
@@ -110,6 +112,8 @@ def _list(value: Any, where: str, key: str) -> tuple[str, ...]:
     is_sentence = key in ("spared", "templates")  # in which a comma may stand
     entries = entries_of([value] if is_sentence and isinstance(value, str) else value, where)
     if key == "labels":
+        if any(len(entry) > MAX_PHRASE for entry in entries):
+            raise UserError(f"{where}: {shown(max(entries, key=len))} is no label of a detector: write {MAX_PHRASE} characters at most.")
         return tuple(dict.fromkeys(label_form(entry) for entry in entries))
     if key == "spared":
         return tuple(check_entry(entry, where.replace("spared", "spared phrase")) for entry in entries)
@@ -153,6 +157,27 @@ def own_card(values: Any, where: str) -> Concept:
 
 def read_yaml(path: Path) -> Any:
     return yamlfile.read(path, "Concept file")
+
+
+def check_layout(path: Path) -> None:
+    """Refuse a list whose dashes were forgotten: YAML reads its lines as one phrase.
+
+    Raises:
+        UserError: a list of the card is one plain text over several lines.
+    """
+    import yaml
+
+    root = yaml.compose(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    for card in root.value if isinstance(root, yaml.SequenceNode) else [root]:
+        for key, value in card.value if isinstance(card, yaml.MappingNode) else ():
+            if key.value not in _LISTS or not isinstance(value, yaml.ScalarNode):
+                continue
+            own = {None: 0, "": 0, ">": 2}.get(value.style, value.value.count("\n") + 2)  # lines that one line of text takes
+            if value.end_mark.line - value.start_mark.line > own:
+                raise UserError(
+                    f"Concept file {path}: {key.value} in line {key.start_mark.line + 1} is one text over several lines, which would be one "
+                    "phrase: write a dash before each entry (`- bike`), or `[bike, cycle]`."
+                )
 
 
 @functools.cache

@@ -18,7 +18,10 @@ _PLURALS = (  # of the words that end so
 _AGENT = re.compile(r"(.*\w(?:er|or))(s?)([ -](?:by|on|up|in|off|out|away|down))")
 _INFLECTS = re.compile(r"[a-z\u00e0-\u017f](?<!'s)$")  # no possessive, no script of other rules, no bracket behind it
 _OLD_PLURAL = re.compile(r"(?:us|ex|ix|oof|ief|eau|ium|nna|ula|person)$")
-_OLDER = {"octopi": "octopus", "indices": "index", "vertices": "vertex", "larvae": "larva"}  # that inflect does not have
+_OLDER = {  # that inflect does not have, or that are so frequent that no import shall stand before them
+    "octopi": "octopus", "indices": "index", "vertices": "vertex", "larvae": "larva", "cacti": "cactus", "fungi": "fungus",
+    "hippopotami": "hippopotamus", "thieves": "thief", "hooves": "hoof",
+}  # fmt: skip
 _OLD_ENDS = re.compile(r"(?:i|ices|ves|eaux|ae|ia|persons)$")
 _PLURAL_ONLY = frozenset(  # words whose singular is another thing: a short man wears no shorts
     [
@@ -107,7 +110,8 @@ def inflections(phrase: str) -> tuple[str, ...]:
     if phrase in _PLURAL_ONLY or phrase not in known_numbers() and not _INFLECTS.search(phrase):
         return (phrase,)
     if phrase in known_numbers():
-        return tuple(dict.fromkeys((phrase, *numbers(phrase))))
+        single, plural = numbers(phrase)
+        return tuple(dict.fromkeys((phrase, single, plural, *(older for older, one in _OLDER.items() if one == single))))
     single, plural = numbers(phrase)
     # inflect knows no singular of "cacti" unless it is asked for the older forms, and "indice" for that of "indices"
     old = _OLDER.get(phrase, "") or (_old_single(phrase) if single == phrase else "")

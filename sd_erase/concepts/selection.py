@@ -13,6 +13,7 @@ from sd_erase.concepts.cards import (
     KINDS,
     TEMPLATES,
     anchor_of,
+    check_layout,
     concept_named,
     from_card,
     normal_name,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from sd_erase.config import RunConfig
     from sd_erase.rundir import RunDir
 
+NAME_LISTS = (".txt", ".csv", ".list")  # files with a name a line
+_CARD = re.compile(r"\s*(?:-\s*)?name\s*:")  # a line of a card, whatever its file is called
 MAX_FILE = 2**20  # bytes of a concept file
 
 
@@ -129,7 +132,8 @@ def read_concept_file(path: Path, kind: str) -> dict[str, Concept]:
             f"Concept file {path} has {path.stat().st_size:,} bytes: a card or list of names has {MAX_FILE:,} at most."
         )
     where = f"Concept file {path}"
-    values = _named_lines(path) if path.suffix.lower() in (".txt", ".csv", ".list") else read_yaml(path)
+    lines = _named_lines(path) if path.suffix.lower() in NAME_LISTS else []
+    values = lines if lines and not any(_CARD.match(line) for line in lines) else _card_values(path)
     cards = values if isinstance(values, list) else [values]
     if len(cards) > MAX_ENTRIES:
         raise UserError(f"{where} has {len(cards):,} concepts: write {MAX_ENTRIES:,} at most.")
@@ -144,6 +148,12 @@ def read_concept_file(path: Path, kind: str) -> dict[str, Concept]:
             raise UserError(f"{where} names {concept.name!r} twice: write one card with all its words.")
         own[concept.name] = concept
     return own
+
+
+def _card_values(path: Path) -> Any:
+    values = read_yaml(path)
+    check_layout(path)
+    return values
 
 
 def _of_kind(card: Any, kind: str) -> Any:

@@ -36,6 +36,7 @@ _ALIKE = str.maketrans(
 )
 _SIGNS = {code: sign for code, sign in _ALIKE.items() if sign in "'-"}
 _ACCENTS = re.compile("[\u0300-\u036f]")
+_LOOSE_MARKS = re.compile("(^|[^\\w\u0300-\u036f])[\u0300-\u036f]+")  # on no letter, as of a macron that stands alone
 _POINTS = re.compile("[\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u0640\u064b-\u0652\u0670\ufe00-\ufe0f]")  # that may be left out
 # scripts that write no space between words: what is found there may as well be the end of a longer word
 _RUN_ON = re.compile(
@@ -96,6 +97,7 @@ def plain(text: str) -> str:
     """A phrase as it is kept: one kind of apostrophe, hyphen and space; tags' underscores and escapes are for reading only."""
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", text.translate(_SIGNS)))
     text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
+    text = _LOOSE_MARKS.sub(r"\1", text)
     return " ".join(_BRACKET_ESCAPE.sub("", text).replace("_", " ").split())
 
 
@@ -130,7 +132,7 @@ def _joined(text: str, clusters: list[tuple[int, int]], instead: str) -> Folded:
 def _one(cluster: str) -> str:
     """One letter with its marks: compatible forms are one, case and the accents of Latin and Greek letters do not count."""
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", cluster.translate(_ALIKE)).casefold())
-    if "a" <= text[:1] <= "z" or "\u0370" <= text[:1] <= "\u03ff":
+    if "a" <= text[:1] <= "z" or "\u0370" <= text[:1] <= "\u03ff" or not text[:1].isalpha():
         text = _ACCENTS.sub("", text)
     return unicodedata.normalize("NFC", _POINTS.sub("", text)).translate(_ALIKE)
 
