@@ -97,8 +97,7 @@ def plain(text: str) -> str:
     """A phrase as it is kept: one kind of apostrophe, hyphen and space; tags' underscores and escapes are for reading only."""
     text = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", text.translate(_SIGNS)))
     text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
-    text = _LOOSE_MARKS.sub(r"\1", text)
-    return " ".join(_BRACKET_ESCAPE.sub("", text).replace("_", " ").split())
+    return " ".join(_LOOSE_MARKS.sub(r"\1", _BRACKET_ESCAPE.sub("", text).replace("_", " ")).split())
 
 
 def label_form(label: object) -> str:
