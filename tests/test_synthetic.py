@@ -72,7 +72,7 @@ def test_several_concepts_are_never_retained_for_each_other() -> None:
 
 def test_a_concept_that_its_own_card_spares_everywhere_is_refused(tmp_path: Path) -> None:
     card = tmp_path / "card.yaml"
-    card.write_text("name: widget\nspared: [widget]\n", encoding="utf-8")
+    card.write_text("name: widget\nspared: ['widget unless {xylophone}']\n", encoding="utf-8")
     with pytest.raises(UserError, match="Templates give no caption that names concept 'widget'"):
         captions_of(load_concepts(RunConfig(concept_file=str(card))))
 

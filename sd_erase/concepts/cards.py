@@ -167,7 +167,7 @@ def check_layout(path: Path) -> None:
     """
     import yaml
 
-    root = yaml.compose(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     for card in root.value if isinstance(root, yaml.SequenceNode) else [root]:
         for key, value in card.value if isinstance(card, yaml.MappingNode) else ():
             if key.value not in _LISTS or not isinstance(value, yaml.ScalarNode):

@@ -16,7 +16,7 @@ _PLURALS = (  # of the words that end so
     "safaris martinis khakis rabbis yetis salamis paninis tiramisus"
 )
 _AGENT = re.compile(r"(.*\w(?:er|or))(s?)([ -](?:by|on|up|in|off|out|away|down))")
-_INFLECTS = re.compile(r"[a-z\u00e0-\u017f](?<!'s)$")  # no possessive, no script of other rules, no bracket behind it
+_INFLECTS = re.compile(r"[a-z0-9\u00e0-\u017f](?<!'s)$")  # no possessive, no script of other rules, no bracket behind it
 _OLD_PLURAL = re.compile(r"(?:us|ex|ix|oof|ief|eau|ium|nna|ula|person)$")
 _OLDER = {  # that inflect does not have, or that are so frequent that no import shall stand before them
     "octopi": "octopus", "indices": "index", "vertices": "vertex", "larvae": "larva", "cacti": "cactus", "fungi": "fungus",
