@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from sd_erase import __version__, schema
-from sd_erase.config import RunConfig
+from sd_erase.config import SECTIONS, RunConfig
 from sd_erase.errors import UserError
 from sd_erase.flags import CONCEPT, FLAGS, Checked, FilePath, given_names, resolve_config, section, settings, type_of
 from sd_erase.folders import Busy
@@ -30,6 +30,8 @@ STARTING = {
     "train": ("harvest", "train"),
     "report": ("harvest", "train", "generate", "evaluate", "export", "report"),
 }
+# the sections that only later commands read
+LATER = {"harvest": tuple(SECTIONS)[1:], "train": tuple(SECTIONS)[2:]}
 SIDES = Rule(choices=("classes", "captions"))
 
 
@@ -86,30 +88,59 @@ def explain_os_error(error: OSError) -> str | None:
     return None
 
 
+def runs_in(root: Path) -> Iterator[tuple[RunDir, RunConfig]]:
+    """The runs of a folder with their settings, the newest first."""
+    from sd_erase.config import load
+
+    for path in sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(UserError):  # a broken run of the past is not this command's business
+            if RunDir(path.parent).is_ours():
+                yield RunDir(path.parent), load(path)
+
+
+def differs(stored: RunConfig, config: RunConfig, last_stage: str, free: tuple[str, ...] = ()) -> bool:
+    """Whether two configurations differ in what matters up to `last_stage`; `free`: sections that do not."""
+    ignored = (*free, *LATER.get(last_stage, ()))
+    names = [field.name for field in dataclasses.fields(config) if field.name not in ignored]
+    return any(getattr(stored, name) != getattr(config, name) for name in names)
+
+
+def with_later(config: RunConfig, run: RunDir, last_stage: str) -> RunConfig:
+    """`config` with what the run's later commands left in its settings, where nothing else is asked for."""
+    from sd_erase.config import load
+
+    stored, later = load(run.config), LATER.get(last_stage, ())
+    kept = {name: getattr(stored, name) for name in later if getattr(config, name) == SECTIONS[name]()}
+    return dataclasses.replace(config, **kept)
+
+
+def finished_run(root: Path, config: RunConfig, last_stage: str) -> RunDir | None:
+    """The newest run that is done up to `last_stage` with these settings and whose captions and cards are as they were."""
+    from sd_erase.pairs import is_harvested
+
+    for run, stored in runs_in(root):
+        if run.read_manifest(last_stage) is None or differs(stored, config, last_stage):
+            continue
+        if is_harvested(with_later(config, run, last_stage), run):
+            return run
+    return None
+
+
 def unfinished_run(root: Path, config: RunConfig, last_stage: str) -> RunDir | None:
     """The newest run with the same settings whose `last_stage` is not complete.
 
     Raises:
         UserError: another process works on it.
     """
-    from sd_erase.config import load
     from sd_erase.provenance import is_running
 
-    stages = tuple(field.name for field in dataclasses.fields(config) if dataclasses.is_dataclass(getattr(config, field.name)))
+    def goes_on(stored: RunConfig, run: RunDir) -> bool:
+        """Whether it is the same in what matters; a run that only harvested may be trained in any way."""
+        free = ("train",) if not run.metrics.exists() and last_stage == "train" else ()
+        return run.read_manifest(last_stage) is None and not differs(stored, config, last_stage, free)
 
-    def differs(stored: RunConfig, run: RunDir) -> bool:
-        """In what matters up to `last_stage`; a run that only harvested may be trained in any way."""
-        later = {"harvest": stages[1:], "train": stages[2:]}.get(last_stage, ())
-        ignored = later if run.metrics.exists() or last_stage == "harvest" else ("train", *later)
-        names = [field.name for field in dataclasses.fields(config) if field.name not in ignored]
-        return any(getattr(stored, name) != getattr(config, name) for name in names)
-
-    for path in sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True):
-        run = RunDir(path.parent)
-        with contextlib.suppress(UserError):  # a broken run of the past is not this command's business
-            if run.is_ours() and run.read_manifest(last_stage) is None and not differs(load(path), run):
-                break
-    else:
+    run = next((run for run, stored in runs_in(root) if goes_on(stored, run)), None)
+    if run is None:
         return None
     if is_running(run):
         raise Busy(
@@ -125,12 +156,17 @@ def begin(
     default: RunConfig | None = None,
     fill: Callable[[RunConfig], RunConfig] = lambda config: config,
 ) -> tuple[RunConfig, RunDir]:
-    """Settings and run of a command that may start one: --run, an unfinished run with the same settings, or a new one."""
+    """Settings and run of a command that may start one: --run, a run with the same settings, or a new one.
+
+    An unfinished run goes on; a finished one is taken again, whose stages then find nothing to do, unless --new is given.
+    """
     from sd_erase.bases import resolve
     from sd_erase.concepts import load_concepts
     from sd_erase.preflight import check
 
     path: Path | None = flags["run_path"]
+    if path is not None and flags["new"]:
+        raise UserError("--new begins a run of its own and --run names one: pass one of the two.")
     if path is not None:
         RunDir(path).check_ours()
     config = fill(resolve_config(flags, None if path is None else RunDir(path).config, default))
@@ -143,7 +179,8 @@ def begin(
         check_same_concept(config, RunDir(path))
         return config, RunDir(path)
     root, concept = flags["output_root"], "-".join(config.concepts) or Path(config.concept_file).stem
-    return config, unfinished_run(root, config, last_stage) or RunDir.next(root, concept, base.name)
+    run = unfinished_run(root, config, last_stage) or (None if flags["new"] else finished_run(root, config, last_stage))
+    return (config, RunDir.next(root, concept, base.name)) if run is None else (with_later(config, run, last_stage), run)
 
 
 def check_same_concept(config: RunConfig, run: RunDir) -> None:
@@ -173,26 +210,43 @@ def resume(flags: dict[str, Any], stage: str) -> tuple[RunConfig, RunDir]:
 
 @contextlib.contextmanager
 def working_on(config: RunConfig, run: RunDir, store: bool = True, about: dict[str, Any] | None = None) -> Iterator[None]:
-    """Be the one process that writes to the run, its settings first; where the input was wrong, leave nothing of a new run behind.
+    """Be the one process that writes to the run, and keep the settings in it: of a run that is begun first, of others once it went well.
 
-    Of a new run in a folder that was there before, the folder stays; of one whose harvest names a file of what it missed, all.
+    What fails is not kept, and where the input was wrong nothing is left of a new run. Of a new run in a folder that was there before, the folder stays; of one whose harvest names a file of what it missed, all.
     """
+    from sd_erase.config import load
     from sd_erase.stages import write_config, writing
 
     is_new, is_made = not run.config.exists(), not run.path.exists()
+    is_begun = not run.manifest("train").exists()  # what is begun must be found again after an interruption
     with writing(config, run, about):
-        stored = None if is_new else run.config.read_text(encoding="utf-8")
-        if store and not is_new:
+        stored = None if is_new else load(run.config)
+        before = "" if is_new else run.config.read_text(encoding="utf-8")
+        written_first = store and not is_new and is_begun
+        if written_first:
             write_config(config, run)
         echo(f"Run {one_line(run)}", err=True)
         try:
             yield
-        except UserError as error:
-            if stored is not None:
-                write_text_atomic(run.config, stored)  # the refused settings must not stick
-            elif not run.manifest("harvest").exists() and str(run.missing) not in str(error):
+        except Exception as error:  # but no interruption
+            if written_first:
+                write_text_atomic(run.config, before)
+            elif is_new and run.manifest("harvest").exists():
+                write_config(without_failed(config, run), run)
+            elif is_new and isinstance(error, UserError) and str(run.missing) not in str(error):
                 run.discard(is_made)
             raise
+        if store and stored is not None and not is_begun:
+            # a seed or a device for one command is not what the run was made with
+            kept = dataclasses.replace(config, seed=stored.seed, device=stored.device)
+            if kept != stored:
+                write_config(kept, run)
+
+
+def without_failed(config: RunConfig, run: RunDir) -> RunConfig:
+    """`config` with the default settings of the first stage that the run did not complete."""
+    failed = next((name for name in SECTIONS if not run.manifest(name).exists()), None)
+    return config if failed is None else dataclasses.replace(config, **{failed: SECTIONS[failed]()})
 
 
 def perform(
@@ -215,6 +269,8 @@ def perform(
         further = more(config, run, RichProgress()) if more is not None else {}
         warn(further)
         result = {**result, **further}
+    if not run.done and not further:
+        say_nothing_was_done(run, begins=stages[0] == "harvest")
     output = output_of(stages[-1], run, result)
     if as_json:
         echo_json({"run": str(run), "output": str(output), **result})
@@ -223,6 +279,12 @@ def perform(
         echo(one_line(output))
         if "prompts_file" in further:
             echo(one_line(further["prompts_file"]))
+
+
+def say_nothing_was_done(run: RunDir, begins: bool) -> None:
+    """Tell that a command found all of its work done and, of one that `begins` a run, how to have another."""
+    another = "; for another run pass --new, another --seed or --run FOLDER" if begins else ""
+    echo(f"Run {one_line(run)} has finished this with these settings: nothing was done again{another}.", err=True)
 
 
 def warn(result: dict[str, Any]) -> None:
@@ -320,6 +382,7 @@ def main() -> None:
     help="Also write captions that no pair contains, to generate.",
 )
 @click.option("--force", is_flag=True, help="Let --write-prompts replace a file that it did not write.")
+@click.option("--new", is_flag=True, help="Begin another run, even where one with these settings is finished.")
 @settings(*CONCEPT, *section("harvest"))
 def harvest(as_json: bool, write_prompts: Path | None, prompts_count: int, force: bool, **flags: Any) -> None:
     """Gather captions with the concept (to forget) and without it (to retain).
@@ -356,6 +419,7 @@ def harvest(as_json: bool, write_prompts: Path | None, prompts_count: int, force
 @click.option(
     "--no-robust", "train__objective", flag_value="sd", help="Short for --objective sd: without an adversary, in less time."
 )
+@click.option("--new", is_flag=True, help="Begin another run, even where one with these settings is finished.")
 @settings(*CONCEPT, *section("train"), *section("harvest"))
 def train(as_json: bool, **flags: Any) -> None:
     """Train an erased text encoder; harvests first where the run has no pairs.
@@ -442,6 +506,7 @@ def report(as_json: bool, **flags: Any) -> None:
 
 
 @main.command()
+@click.option("--new", is_flag=True, help="Begin another run, even where one with these settings is finished.")
 @settings(
     *CONCEPT, "train.objective", "train.towers", "train.steps", "generate.prompts", "generate.images_per_prompt",
     rename={"train.steps": "--train-steps"},
@@ -461,6 +526,8 @@ def demo(as_json: bool, **flags: Any) -> None:
     with working_on(config, run):
         result = library.demo(config, run, RichProgress())
     warn(result)
+    if not run.done:
+        say_nothing_was_done(run, begins=True)
     if as_json:
         echo_json(result)
     else:

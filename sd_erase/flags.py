@@ -302,17 +302,29 @@ def _mapping(values: Mapping[str, Any], dotted: str) -> dict[str, Any]:
 
 
 def inherited(flags: Mapping[str, Any], config: RunConfig, default: RunConfig, given: Mapping[str, Any]) -> str:
-    """What of a command's own settings an earlier command decided, and how to have the default again; "" for nothing."""
-    own = [name.replace("__", ".") for name in flags]
+    """What of a command's settings an earlier command decided, and how to have the default again; "" for nothing."""
+    own = {name.replace("__", ".") for name in flags}
+    # an attack draws as `generate` does, and has no flags for it
+    others = {dotted for dotted in FLAGS if dotted.startswith("generate.")} if "attack.tokens" in own else set()
     kept = []
     for dotted in FLAGS:
-        value = default_of(dotted, config)
-        if dotted not in own or dotted in given or dotted in (*CONCEPT, "base") or value == default_of(dotted, default):
+        value, usual = default_of(dotted, config), default_of(dotted, default)
+        if dotted not in own | others or dotted in given or dotted in (*CONCEPT, "base") or value == usual:
             continue
-        written, usual = spellings()[dotted], default_of(dotted, default)
-        text = ", ".join(f"{key}={item:g}" for key, item in value.items()) if isinstance(value, dict) else value
-        text = ", ".join(text) if isinstance(text, tuple) else text
-        is_plain = isinstance(usual, (int, float, str)) and not isinstance(usual, bool)
-        other = f"{written} {usual if usual != '' else chr(39) * 2} for the default" if is_plain else f"{written} for another"
-        kept.append(f"{dotted.split('.')[-1].replace('_', ' ')} {text} ({other})")
+        how = _how_to_change(spellings()[dotted], usual) if dotted in own else "of `generate`"
+        kept.append(f"{dotted.split('.')[-1].replace('_', ' ')} {_shown(value)} ({how})")
     return ", ".join(kept)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={item:g}" for key, item in value.items())
+    if isinstance(value, tuple):
+        return " ".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or "''"
+
+
+def _how_to_change(written: str, usual: Any) -> str:
+    """A flag with its default; of one that is repeatable, or has none that can be written, the flag alone."""
+    is_plain = isinstance(usual, (int, float, str)) and not isinstance(usual, bool)
+    return f"{written} {_shown(usual)} for the default" if is_plain else f"{written} for another"

@@ -261,6 +261,22 @@ def _inputs(config: RunConfig, base: bases.Base, selected: list[Concept], draws:
     )
 
 
+def _plan(config: RunConfig) -> tuple[RunConfig, bases.Base, list[Concept], bool]:
+    """The settings with the data set that "auto" stands for, the base, the concepts, and whether images are drawn."""
+    if config.harvest.exclude:
+        concepts.excluded_words(config.harvest.exclude)  # refused before anything is read
+    base = bases.resolve(config.base)
+    selected = concepts.load_concepts(config)
+    dataset = choose_dataset(config.harvest.dataset, base, selected)
+    config = dataclasses.replace(config, harvest=dataclasses.replace(config.harvest, dataset=dataset))
+    return config, base, selected, dataset == "synthetic" and _needs_images(config)
+
+
+def is_harvested(config: RunConfig, run: RunDir) -> bool:
+    """Whether the run's pairs are those of these settings, cards and captions as they are now."""
+    return run.pairs.is_file() and run.is_complete("harvest", _inputs(*_plan(config)))
+
+
 def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) -> dict[str, Any]:
     """Write ``run.concepts`` and ``run.pairs`` and return the manifest: counts, reasons, a sample, statistics.
 
@@ -272,13 +288,8 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
     """
     started = time.monotonic()
     progress = progress or NoProgress()
-    if config.harvest.exclude:
-        concepts.excluded_words(config.harvest.exclude)  # refused before anything is read
-    base = bases.resolve(config.base)
-    selected = concepts.load_concepts(config)
-    dataset = choose_dataset(config.harvest.dataset, base, selected)
-    config = dataclasses.replace(config, harvest=dataclasses.replace(config.harvest, dataset=dataset))
-    draws = dataset == "synthetic" and _needs_images(config)
+    config, base, selected, draws = _plan(config)
+    dataset = config.harvest.dataset
     inputs = _inputs(config, base, selected, draws)
     if run.is_complete("harvest", inputs) and run.pairs.is_file() and run.concepts.is_file():
         return run.read_manifest("harvest") or {}

@@ -116,6 +116,7 @@ def recorded(run: RunDir, stage: str, config: RunConfig) -> Iterator[None]:
     started = time.monotonic()
     record = read_run(run)
     entry: dict[str, Any] = {"status": "running", "started": _now()}
+    earlier, done = record.get("stages", {}).get(stage), len(run.done)
     record.setdefault("created", entry["started"])
     record.update(
         run=run.name,
@@ -134,7 +135,9 @@ def recorded(run: RunDir, stage: str, config: RunConfig) -> Iterator[None]:
         if error is not None:
             entry["error"] = f"{type(error).__name__}: {error}"
         record.update(status=status, error=entry.get("error"), hardware=hardware(), updated=_now())
-        record.setdefault("stages", {})[stage] = entry
+        # a stage that had nothing to do took the time that it took when it did it
+        kept = earlier if status == "complete" and len(run.done) == done and earlier else entry
+        record.setdefault("stages", {})[stage] = kept
         write_json_atomic(run.run, record)
 
     write("running")

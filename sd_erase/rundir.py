@@ -97,6 +97,7 @@ class RunDir:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._stem = ""  # of a run that is to be made with the next free number
+        self.done: list[str] = []  # the stages that were completed through this object, so that one that had nothing to do is known
 
     def __str__(self) -> str:
         return str(self.path)
@@ -166,6 +167,7 @@ class RunDir:
         """Write the manifest of `stage` (atomically, last) and return it; it says when, because a copied file's time does not."""
         manifest = {"stage": stage, "inputs": inputs, "completed": now(), **result}
         write_json_atomic(self.manifest(stage), manifest)
+        self.done.append(stage)
         return manifest
 
     def require(self, stage: str, command: str) -> dict[str, Any]:
