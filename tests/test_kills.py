@@ -192,7 +192,7 @@ def killed(folder: Path, arguments: tuple[str, ...], course: Course, rng: random
 # --- what a command leaves ---------------------------------------------------------------------------------------------------
 
 TIMES = {
-    "seconds", "peak_memory_mb", "samples_per_second", "completed", "sha256", "bytes", "modelspec.date", "difference", "modelspec.hash_sha256"
+    "seconds", "peak_memory_mb", "samples_per_second", "drawn", "reused", "completed", "sha256", "bytes", "modelspec.date", "difference", "modelspec.hash_sha256"
 }  # fmt: skip
 RECORDS = re.compile(r"(run|report)\.json|report\.html|cost\.(md|json)|\.sd-erase.*|.*\.token")  # times throughout, or no result
 
@@ -247,10 +247,11 @@ def evaluated(folder: Path, root: Path) -> None:
     import safetensors.torch
     from ldm import checkpoint
 
-    from sd_erase import bases
+    from sd_erase.bases import resolve
+    from sd_erase.components import load_pipeline
 
     run(folder, "evaluate", *ON_RUN)
-    tensors = checkpoint(bases.load_pipeline(bases.resolve("pocket")))
+    tensors = checkpoint(load_pipeline(resolve("pocket")))
     safetensors.torch.save_file(tensors, folder / "checkpoint.safetensors", {"format": "pt"})
 
 
