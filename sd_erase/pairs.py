@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, catalog, concepts, folders, resources
+from sd_erase import bases, catalog, concepts, folders, prompts, resources
 from sd_erase.captions import Caption, Tally, choose_dataset, digest, held_out, open_dataset, synthetic
 from sd_erase.concepts import TOKEN, Concept, Match, Matcher
 from sd_erase.config import to_dict
@@ -672,7 +672,7 @@ def check_prompts_file(config: RunConfig, run: RunDir, path: Path, force: bool) 
     Raises:
         UserError: somebody else's file without `force`; one of the run's or of the data set's, or what is no file, in any case.
     """
-    if path.suffix.lower() in (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".yaml", ".yml"):
+    if not prompts.is_text(path):
         raise UserError(f"{path}: prompts are written as text, one a line, and would not be read back: name a .txt file.")
     if run.owns(path):
         raise UserError(f"{path} is one of the files of run {run}, which stay as they are: name another file.")

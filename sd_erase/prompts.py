@@ -98,6 +98,11 @@ class _File:
 _Row = tuple[int, str, int | None]  # the line, the prompt, its seed
 
 
+def is_text(path: Path) -> bool:
+    """Whether a file of this name is read as one prompt a line."""
+    return _SUFFIXES.get(path.suffix.lower()) == "text"
+
+
 def read_prompts(path: str | Path) -> PromptList:
     r"""The prompts of a file.
 

@@ -229,6 +229,12 @@ def test_a_file_without_one_caption_says_what_it_holds_instead(tmp_path: Path) -
     )
 
 
+def test_a_key_that_stands_twice_in_one_object_is_said(tmp_path: Path) -> None:
+    captions, tally = read("jsonl", write(tmp_path / "a.jsonl", '{"text": "a dog", "text": "a bicycle"}\n'))
+    assert [caption.text for caption in captions] == ["a bicycle"]
+    assert "objects that name a key twice, of which the last is read (1, at line 1)" in tally.sentences("x")[0]
+
+
 def test_two_names_for_captions_in_one_row_are_said(tmp_path: Path) -> None:
     captions, tally = read("jsonl", write(tmp_path / "a.jsonl", '{"text": "a", "caption": "b"}\n'))
     assert captions[0].text == "b" and "has captions in caption and text: caption is read" in tally.notes[0]

@@ -10,7 +10,7 @@ import pytest
 
 from sd_erase import resources
 from sd_erase.errors import UserError
-from sd_erase.prompts import MAX_PROMPT, Prompt, read_prompt_files, read_prompts
+from sd_erase.prompts import MAX_PROMPT, Prompt, is_text, read_prompt_files, read_prompts
 
 CONTROLS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # what str.splitlines, but no format of ours, takes for the end of a line
 REAL = Path(__file__).parents[2] / "shared" / "data" / "prompts"
@@ -270,6 +270,17 @@ def test_a_pipe_is_refused_since_it_can_be_read_only_once(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "pipe.txt")
     for path in (tmp_path / "pipe.txt", "/dev/stdin", "/dev/null"):
         with pytest.raises(UserError, match="no regular file"):
+            read_prompts(path)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.prompts", "a.csv", "a.json", "a.md", "a.yaml", "a.gz"])
+def test_what_is_written_one_a_line_is_read_back(name: str, tmp_path: Path) -> None:
+    """What --write-prompts asks before it writes."""
+    path = write(tmp_path / name, "a dog\na cat\n")
+    if is_text(path):
+        assert read_prompts(path) == [Prompt("a dog"), Prompt("a cat")]
+    else:
+        with pytest.raises(UserError):
             read_prompts(path)
 
 

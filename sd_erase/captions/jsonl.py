@@ -24,8 +24,15 @@ def read(file: Path, tally: Tally) -> Iterator[Caption]:
             tally.skip("blank lines", f"line {number}", quiet=True)
             continue
         place = f"line {number}"
+
+        def table(pairs: list[tuple[str, Any]], place: str = place) -> dict[str, Any]:
+            values = dict(pairs)
+            if len(values) < len(pairs):
+                tally.keep("objects that name a key twice, of which the last is read", place)
+            return values
+
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=table)
         except ValueError as error:
             raise UserError(f"{file}, {place}: no JSON ({' '.join(str(error).split())[:120]}).") from error
         except RecursionError as error:
