@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd_erase import formats, hub, modelfiles
+from sd_erase import formats, hub, modelfiles, onefile
 from sd_erase.errors import UserError
 from sd_erase.modelfiles import Facts
 
@@ -115,7 +115,7 @@ def resolve(name: str) -> Base:
     if path.suffix == ".safetensors":
         if not path.is_file():
             raise UserError(f"Base {name} does not exist: pass the path of a .safetensors checkpoint.")
-        return _renamed(modelfiles.of_checkpoint(path), path.stem, str(path))
+        return _renamed(onefile.of_checkpoint(path), path.stem, str(path))
     if path.exists():
         raise UserError(f"Base {name} is no model: pass {', '.join(ROWS)}, a diffusers folder, a .safetensors file or a hub id.")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -161,7 +161,7 @@ def _described(row: Base, facts: Facts, is_row: bool) -> Base:
     """
     resolution = facts.resolution or row.resolution
     steps, guidance = (facts.steps, facts.guidance) if facts.steps else (row.steps, row.guidance)
-    how = f"{steps} steps, guidance {guidance:g}"
+    how = f"by default {steps} steps, guidance {guidance:g}"
     if facts.steps:
         how += " (its scheduler or denoiser is a distilled model's)"
     elif not is_row and not facts.pocket:

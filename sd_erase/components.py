@@ -51,7 +51,9 @@ def _text_module(folder: Path, pooled: bool, rows: int) -> Any:
         return build(lambda: (CLIPTextModelWithProjection if pooled else CLIPTextModel)(settings))
 
 
-def _matched_text(folder: Path, pooled: bool, entries: Mapping[str, Entry], what: str, file: object) -> tuple[Any, dict[str, Entry]]:
+def _matched_text(
+    folder: Path, pooled: bool, entries: Mapping[str, Entry], what: str, file: object
+) -> tuple[Any, dict[str, Entry]]:
     """A text encoder without weights, and the tensors that belong into it."""
     rows = next((each.shape[0] for name, each in entries.items() if name.endswith("token_embedding.weight") and each.shape), 0)
     module = _text_module(folder, pooled, rows)
@@ -182,7 +184,9 @@ def clip_model(source: str, advice: str = CLIP_ADVICE) -> Any:
     folder = folder_of(source, advice)
     with loading(source):
         module = build(lambda: CLIPModel(CLIPConfig.from_pretrained(folder)))
-    return load(module, stored(weight_files(source, "", "model", f"CLIP {source}", advice)), torch.float32, "CLIP", source, finite=True)
+    return load(
+        module, stored(weight_files(source, "", "model", f"CLIP {source}", advice)), torch.float32, "CLIP", source, finite=True
+    )
 
 
 def clip_partner(folder: Path, text: Any) -> Any:
@@ -265,7 +269,9 @@ def scheduler(base: Base) -> Any:
         settings = dict(diffusers.DDIMScheduler.load_config(config_folder(base) / "scheduler"))
         if is_checkpoint(base):
             settings["prediction_type"] = base.prediction
-        if is_checkpoint(base) and base.zero_snr:  # then the first step has to be at pure noise (Lin et al. 2024, arXiv:2305.08891)
+        if (
+            is_checkpoint(base) and base.zero_snr
+        ):  # then the first step has to be at pure noise (Lin et al. 2024, arXiv:2305.08891)
             if "Euler" not in settings["_class_name"]:
                 settings["_class_name"] = "DDIMScheduler"  # PNDM's betas cannot be rescaled
             settings |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}

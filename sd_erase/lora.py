@@ -83,7 +83,9 @@ def add_lora(states: Mapping[str, dict[str, Any]], path: Path) -> dict[str, dict
 def _add(state: dict[str, Any], key: str, change: Any, path: Path, name: str) -> None:
     if key not in state or state[key].shape != change.shape:
         own = tuple(state[key].shape) if key in state else "none"
-        raise UserError(f"LoRA {path} does not fit the text encoder: {name} changes {tuple(change.shape)} numbers of {own}: pass its base.")
+        raise UserError(
+            f"LoRA {path} does not fit the text encoder: {name} changes {tuple(change.shape)} numbers of {own}: pass its base."
+        )
     state[key] = state[key].float() + change
 
 
@@ -133,10 +135,14 @@ def _refusal(path: Path, header: formats.Header, unknown: list[str]) -> UserErro
     for pattern, what in KINDS:
         if any(re.search(pattern, name) for name in header.tensors):
             first = next(name for name in header.tensors if re.search(pattern, name))
-            return UserError(f"File {path} is {what} ({first}), which is not read: merge it where it was made, and pass the merged model.")
+            return UserError(
+                f"File {path} is {what} ({first}), which is not read: merge it where it was made, and pass the merged model."
+            )
     denoiser = [name for name in unknown if DENOISER.match(name)]
     if denoiser and len(denoiser) == len(header.tensors):
-        return UserError(f"File {path} does not fit the text encoder: it is a LoRA of the denoiser alone, it changes none of its layers.")
+        return UserError(
+            f"File {path} does not fit the text encoder: it is a LoRA of the denoiser alone, it changes none of its layers."
+        )
     if denoiser:
         return UserError(
             f"File {path} is a LoRA that changes the denoiser too ({len(denoiser)} tensors, first {denoiser[0]}), which would be lost "
@@ -167,11 +173,17 @@ def _stated_alpha(header: formats.Header, component: str, parts: _Module) -> flo
     else:
         try:
             every = json.loads(header.metadata.get("lora_adapter_metadata", "{}"))
-            settings = {key.removeprefix(f"{component}."): value for key, value in every.items() if key.startswith(f"{component}.")}
+            settings = {
+                key.removeprefix(f"{component}."): value for key, value in every.items() if key.startswith(f"{component}.")
+            }
         except (ValueError, AttributeError) as error:
             raise UserError(f"File {header.path} has an unreadable lora_adapter_metadata ({error}): save it again.") from error
-    refused = [name for name in ("use_dora", "use_rslora", "alpha_pattern", "fan_in_fan_out", "modules_to_save") if settings.get(name)]
+    refused = [
+        name for name in ("use_dora", "use_rslora", "alpha_pattern", "fan_in_fan_out", "modules_to_save") if settings.get(name)
+    ]
     if refused:
-        raise UserError(f"File {header.path} is a LoRA with {refused[0]}, which is not read: merge it, and pass the merged model.")
+        raise UserError(
+            f"File {header.path} is a LoRA with {refused[0]}, which is not read: merge it, and pass the merged model."
+        )
     alpha = settings.get("lora_alpha")
     return None if alpha is None else float(alpha)

@@ -58,7 +58,9 @@ def mismatch(
         faults.append(f"{len(unknown)} do not belong to it, first {', '.join(unknown[:2])}")
     if shapes:
         first = shapes[0]
-        faults.append(f"{len(shapes)} have another shape, first {first.name} with {_size(first.shape)} in place of {_size(first.expected)}")
+        faults.append(
+            f"{len(shapes)} have another shape, first {first.name} with {_size(first.shape)} in place of {_size(first.expected)}"
+        )
     remedy = next(
         (advice for pattern, advice in ORIGINS if any(re.search(pattern, name) for name in unknown)),
         "pass a complete model (nothing is made up for what does not fit)",

@@ -1,7 +1,6 @@
 """What a model is, read from its own small files: never from its name.
 
-Of a diffusers folder these are ``model_index.json`` and its components' configurations, of a one-file checkpoint the names and shapes
-of its tensors, its metadata and the ``.yaml`` beside it.
+Of a diffusers folder these are ``model_index.json`` and its components' configurations; `onefile` reads one-file checkpoints.
 """
 
 from __future__ import annotations
@@ -153,11 +152,13 @@ def _licence(folder: Path) -> str:
     except OSError:
         return ""
     front = text.split("---")[1] if text.startswith("---") else ""
-    found = {name: value.strip().strip("\"'") for name, value in re.findall(r"^(license(?:_name)?):[ \t]*(\S.*)$", front, re.MULTILINE)}
-    return _plain(found.get("license_name") or found.get("license", ""))
+    found = {
+        name: value.strip().strip("\"'") for name, value in re.findall(r"^(license(?:_name)?):[ \t]*(\S.*)$", front, re.MULTILINE)
+    }
+    return plain_licence(found.get("license_name") or found.get("license", ""))
 
 
-def _plain(licence: str) -> str:
+def plain_licence(licence: str) -> str:
     """A licence's name as it may stand in a model card; "" where it says nothing."""
     return re.sub(r"[^\w .,+()/-]", "", licence)[:100].strip() if licence != "other" else ""
 
@@ -181,10 +182,16 @@ def _check_kind(index: Mapping[str, Any], name: str) -> None:
     known = next((what for pattern, what in OTHERS if re.search(pattern, kind)), "")
     clip = {"CLIPTextModel", "CLIPTextModelWithProjection"}
     if not first and second in clip and unet == "UNet2DConditionModel":
-        raise unsupported(name, "the refiner of Stable Diffusion XL (it has the second text encoder only), which draws on the base's images")
+        raise unsupported(
+            name, "the refiner of Stable Diffusion XL (it has the second text encoder only), which draws on the base's images"
+        )
     if known:
         raise unsupported(name, f"{known} ({kind})")
-    third = [part for part in ("text_encoder_3", "transformer", "prior", "motion_adapter", "image_noising_scheduler") if _class_of(index, part)]
+    third = [
+        part
+        for part in ("text_encoder_3", "transformer", "prior", "motion_adapter", "image_noising_scheduler")
+        if _class_of(index, part)
+    ]
     odd = [each for each in (first, second) if each and each not in clip]
     if unet != "UNet2DConditionModel" or not first or third or odd:
         told = f"its text encoder is a {odd[0]}" if odd else f"it has a {third[0]}" if third else ""
@@ -203,7 +210,11 @@ def _check_denoiser(unet: Mapping[str, Any], texts: list[dict[str, Any]], name: 
     channels = unet.get("in_channels", 4)
     if channels not in (4, 9):
         raise unsupported(name, CHANNELS.get(channels, f"a model whose denoiser reads {channels} channels"))
-    for setting, what in (("encoder_hid_dim_type", "another text encoder"), ("num_class_embeds", "class labels"), ("class_embed_type", "class embeddings")):
+    for setting, what in (
+        ("encoder_hid_dim_type", "another text encoder"),
+        ("num_class_embeds", "class labels"),
+        ("class_embed_type", "class embeddings"),
+    ):
         if unet.get(setting) is not None:
             raise unsupported(name, f"a model whose denoiser reads {what} (unet/config.json: {setting} {unet[setting]})")
     width, read = sum(int(text.get("hidden_size", 512)) for text in texts), unet.get("cross_attention_dim", 1280)
@@ -239,7 +250,9 @@ def _distilled(unet: Mapping[str, Any], scheduler: Mapping[str, Any]) -> tuple[i
         return 4, 8.5
     if kind in ("LCMScheduler", "TCDScheduler"):
         return 4, 1.0
-    turbo = kind in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler") and scheduler.get("timestep_spacing") == "trailing"
+    turbo = (
+        kind in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler") and scheduler.get("timestep_spacing") == "trailing"
+    )
     if turbo and scheduler.get("prediction_type", "epsilon") == "epsilon" and not scheduler.get("rescale_betas_zero_snr"):
         return 4, 0.0
     return 0, -1.0
@@ -258,10 +271,18 @@ def image_text_family(folder: Path) -> tuple[str, bool] | None:
     return str(config["model_type"]), STATEMENT in config or (isinstance(text, dict) and text.get(STATEMENT) == "pocket")
 
 
+def _holds_lora(path: Path) -> bool:
+    try:
+        return is_lora(formats.read_header(path).tensors)
+    except UserError:
+        return False
+
+
 def what_folder(folder: Path) -> str:
     """What a folder without ``model_index.json`` is, "" where nothing tells."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if "adapter_config.json" in names or any("lora" in name.lower() and name.endswith(".safetensors") for name in names):
+    files = sorted(name for name in names if name.endswith(".safetensors"))
+    if "adapter_config.json" in names or (files and all(_holds_lora(folder / name) for name in files)):
         return "a LoRA alone"
     if any(name.startswith("learned_embeds") for name in names):
         return "a textual inversion alone"
@@ -272,148 +293,3 @@ def what_folder(folder: Path) -> str:
         checkpoints = sorted(name for name in names if name.endswith((".safetensors", ".ckpt")))
         return f"a folder of files such as {checkpoints[0]}: pass that file's own path" if checkpoints else ""
     return SINGLE.get(kind, f"a {kind} alone" if kind else "")
-
-
-# --- one-file checkpoints ---------------------------------------------------------------------------------------------------
-
-# what a checkpoint may hold beside its parts: what latent-diffusion kept of its training, ComfyUI's marks, another copy of the denoiser
-BESIDE = re.compile(
-    r"model_ema\..*|(sqrt|log|posterior|lvlb)_.*|betas|alphas_cumprod(_prev)?|logvar|scale_factor|denoiser\.(log_)?sigmas"
-    r"|v_pred|ztsnr|edm_.*|(cond_stage_model|conditioner\.embedders\.\d)\.(logit_scale|text_projection)(\.weight)?|safety_checker\..*|.*position_ids"
-)
-# tensors that only other kinds of files have, and what those are
-FOREIGN = (
-    (r"model\.diffusion_model\.joint_blocks\.|^joint_blocks\.", "Stable Diffusion 3, whose denoiser is a transformer that reads T5 too"),
-    (r"(^|model\.diffusion_model\.)(double_blocks|single_blocks|double_stream_blocks)\.", "FLUX or another model whose denoiser is a transformer"),
-    (r"text_encoders\.(t5|llama|qwen|gemma|umt5)|\.t5xxl\.", "a model with a T5 or another language model as text encoder"),
-    (r"^(model\.diffusion_model\.)?(time_stack|temporal|motion_modules)|\.(time_stack|temporal_transformer|motion_modules)\.", "a video model"),
-    (r"noise_augmentor|^embedder\.", "a model that is conditioned on image embeddings (unCLIP)"),
-    (r"^control_model\.|^controlnet_|^input_hint_block\.", "a ControlNet alone"),
-    (r"^emb_params$|^string_to_param|^clip_[lg]$", "a textual inversion alone"),
-)  # fmt: skip
-
-
-def of_checkpoint(path: Path) -> Facts:
-    """What a one-file checkpoint says of itself.
-
-    Raises:
-        UserError: it is damaged, or no checkpoint of Stable Diffusion 1.x, 2.x or XL.
-    """
-    header = formats.read_header(path)
-    family = formats.checkpoint_family(header.tensors)
-    _check_file(header, family)
-    assert family is not None
-    prediction, sure = _prediction(header, family)
-    lacks = _lacking(header)
-    return Facts(
-        family,
-        resolution=_stated_resolution(header, family, prediction),
-        prediction=prediction,
-        prediction_is_sure=sure,
-        zero_snr="ztsnr" in header.tensors,
-        lacks=lacks,
-        licence=_plain(header.metadata.get("modelspec.license", "")),
-        notes=_left_out(header, family),
-    )
-
-
-def _check_file(header: formats.Header, family: str | None) -> None:
-    """Raises `UserError` where a file is no checkpoint, or one of another kind, with what it is."""
-    names, path = header.tensors, header.path
-    if family is None and is_lora(names):
-        raise unsupported(path, "a LoRA alone")
-    for pattern, what in FOREIGN:
-        if any(re.search(pattern, name) for name in names):
-            raise unsupported(path, what)
-    if family is None:
-        if any(name.startswith("conditioner.embedders.0.model.") for name in names):
-            raise unsupported(path, "the refiner of Stable Diffusion XL (it has the second text encoder only), which draws on the base's images")
-        if any(name.startswith(DENOISER) for name in names) or "time_embed.0.weight" in names:
-            what = "a denoiser alone: it holds no text encoder that can be trained"
-        elif any(name.removeprefix(formats.PREFIX).startswith(("encoder.layers.", "transformer.resblocks.")) for name in names):
-            what = "a text encoder alone"
-        elif any(name.removeprefix(AUTOENCODER).startswith(("decoder.", "encoder.")) for name in names):
-            what = "an autoencoder alone: it holds no text encoder"
-        else:
-            what = "a file that holds no text encoder that Stable Diffusion 1.x, 2.x or XL uses"
-        raise unsupported(path, what)
-    channels = _shape(header, f"{DENOISER}input_blocks.0.0.weight")
-    if len(channels) > 1 and channels[1] not in (4, 9):
-        raise unsupported(path, CHANNELS.get(channels[1], f"a model whose denoiser reads {channels[1]} channels"))
-    if family != "sdxl" and any(name.startswith(f"{DENOISER}label_emb.") for name in names):
-        raise unsupported(path, "a model whose denoiser reads class or image embeddings (an upscaler or unCLIP)")
-
-
-def _shape(header: formats.Header, name: str) -> tuple[int, ...]:
-    return header.shape(name) if name in header.tensors else ()
-
-
-def _lacking(header: formats.Header) -> str:
-    names = header.tensors
-    if not any(name.startswith(DENOISER) for name in names):
-        return "holds no denoiser (UNet), so it draws no images: train and export from it, and generate with the whole model"
-    if _shape(header, f"{DENOISER}input_blocks.0.0.weight")[1:2] == (9,):
-        return INPAINTING
-    if not any(name.startswith(AUTOENCODER) for name in names):
-        return (
-            "holds no autoencoder (a NoVAE file), so it draws no images: train and export from it, and generate with a copy that has one "
-            "baked in"
-        )
-    if any(name.startswith("edm_") for name in names):
-        return (
-            "is an EDM model (Playground 2.5 or CosXL), whose sampling is not known here: train and export from it, and generate with its "
-            "diffusers folder"
-        )
-    return ""
-
-
-def _left_out(header: formats.Header, family: str) -> tuple[str, ...]:
-    """What is said of tensors that belong to no part."""
-    own = (DENOISER, AUTOENCODER, *(place.prefix for place in formats.PLACES[family]))
-    rest = [name for name in header.tensors if not name.startswith(own) and not BESIDE.fullmatch(name)]
-    if not rest:
-        return ()
-    return (
-        f"{len(rest)} tensors of {header.path.name} belong to no part of {TITLES[family]} and are not read, first {min(rest)}; exports keep "
-        "them.",
-    )
-
-
-def _prediction(header: formats.Header, family: str) -> tuple[str, bool]:
-    """What a checkpoint's denoiser predicts, and whether the file states it."""
-    names, metadata = header.tensors, header.metadata
-    if "v_pred" in names:
-        return "v_prediction", True
-    stated = metadata.get("modelspec.prediction_type") or metadata.get("modelspec.predict_key") or ""
-    if stated:
-        return ("v_prediction" if stated.lower().startswith("v") else "epsilon"), True
-    # sd-erase wrote there what the family was, whatever its model predicts
-    architecture = metadata.get("modelspec.architecture", "") if "sd_erase.version" not in metadata else ""
-    if family == "sd2" and architecture.startswith("stable-diffusion-v2-"):
-        return ("v_prediction" if architecture.startswith("stable-diffusion-v2-768-v") else "epsilon"), True
-    beside = header.path.with_suffix(".yaml")  # as A1111 has it
-    if beside.is_file():
-        with beside.open(encoding="utf-8", errors="replace") as stream:
-            text = stream.read(1 << 16)
-        is_v = re.search(r"^\s*parameterization:\s*[\"']?v[\"']?\s*(#.*)?$", text, re.MULTILINE) is not None
-        return ("v_prediction" if is_v else "epsilon"), True
-    if family != "sd2":
-        return "epsilon", True
-    return ("v_prediction" if _looks_like_velocity(header) else "epsilon"), False
-
-
-def _looks_like_velocity(header: formats.Header) -> bool:
-    """Whether an SD 2.x denoiser was trained to predict velocity, as ComfyUI tells it: by the spread of one norm's biases."""
-    name = f"{DENOISER}output_blocks.11.1.transformer_blocks.0.norm1.bias"
-    if name not in header.tensors:
-        return False
-    return float(formats.read_tensors(header.path, [name])[name].float().std(unbiased=False)) > 0.09
-
-
-def _stated_resolution(header: formats.Header, family: str, prediction: str) -> int:
-    """The pixels that ModelSpec states, or (of SD 2.x) those of what it predicts; 0 where nothing says it."""
-    if match := re.fullmatch(r"(\d{2,5})x(\d{2,5})", header.metadata.get("modelspec.resolution", "").strip()):
-        width, height = int(match[1]), int(match[2])
-        if width == height and 64 <= width <= 4096:
-            return width - width % 8
-    return {"v_prediction": 768, "epsilon": 512}[prediction] if family == "sd2" else 0

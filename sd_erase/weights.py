@@ -92,6 +92,7 @@ def stored(files: Sequence[Path], prefix: str = "") -> dict[str, Stored]:
 
 # --- which files ------------------------------------------------------------------------------------------------------------
 
+
 def choose_files(names: Iterable[str], stem: str, what: str) -> list[str]:
     """The safetensors files that hold a component: one file or its shards, in full precision where there is a choice.
 
@@ -124,7 +125,9 @@ def choose_files(names: Iterable[str], stem: str, what: str) -> list[str]:
     order = [f"{kind}{shards}" for kind in ("", "fp32", "fp16", "bf16") for shards in ("", "/shards")]
     known = [key for key in order if key in variants] or sorted(variants)
     if known[0] not in order and len(known) > 1:
-        raise UserError(f"{what} holds several variants ({', '.join(known)}) and none without a name: keep the one that you mean.")
+        raise UserError(
+            f"{what} holds several variants ({', '.join(known)}) and none without a name: keep the one that you mean."
+        )
     chosen, count = variants[known[0]], counts[known[0]]
     missing = sorted(set(range(1, count + 1)) - chosen.keys())
     if missing:
@@ -177,7 +180,8 @@ def matched(
     """
     names = _unwrapped(found)
     result: dict[str, Entry] = {}
-    parts = {key.partition(".")[0] for key in wanted} - {formats.PREFIX.rstrip(".")}  # a CLIP's vision tower is no extra in a CLIP
+    # a CLIP's vision tower is no extra in a CLIP
+    parts = {key.partition(".")[0] for key in wanted} - {formats.PREFIX.rstrip(".")}
     unknown = []
     for name, inner in names.items():
         key = next((candidate for candidate in _candidates(inner) if candidate in wanted), None)

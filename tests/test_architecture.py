@@ -40,6 +40,7 @@ FOUNDATION = {
     "weights",
     "hub",
     "modelfiles",
+    "onefile",
     "bases",
     "components",
     "lora",

@@ -142,8 +142,4 @@ def test_the_docs_name_every_export_and_program() -> None:
 
 
 def test_the_pocket_base_is_told_apart() -> None:
-    from transformers import CLIPTextConfig
-
-    from sd_erase.export.job import POCKET_WIDTH
-
-    assert CLIPTextConfig.from_pretrained(bases.POCKET_FOLDER / "text_encoder").hidden_size == POCKET_WIDTH
+    assert [name for name, row in bases.ROWS.items() if row.pocket] == ["pocket"]

@@ -114,7 +114,7 @@ def test_every_type_of_floats_is_read(tmp_path: Path, dtype: torch.dtype) -> Non
 
 def test_good_encoders_stay_intact(tmp_path: Path) -> None:
     found = inspect_file(bases.POCKET_FOLDER / "text_encoder" / "model.safetensors")
-    assert found["problems"] == [] and found["kind"] == "the pocket model's CLIP text encoder"
+    assert found["problems"] == [] and found["kind"] == "CLIP text encoder of the pocket model's size"
     ids = {IDS: torch.arange(77)[None]}
     for tensors in (encoder(), encoder() | ids, encoder() | {IDS: ids[IDS].float()}, {k.removeprefix("text_model."): v for k, v in encoder().items()}):
         save_file(tensors, tmp_path / "x.safetensors")

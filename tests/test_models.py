@@ -132,7 +132,7 @@ def test_a_damaged_configuration_is_named(content: str, tmp_path: Path) -> None:
     ("files", "words"),
     [
         ({"adapter_config.json": "{}"}, "a LoRA alone"),
-        ({"pytorch_lora_weights.safetensors": ""}, "a LoRA alone"),
+        ({"explora.safetensors": ""}, "pass that file's own path"),
         ({"config.json": '{"_class_name": "ControlNetModel"}'}, "a ControlNet alone"),
         ({"config.json": '{"_class_name": "UNet2DConditionModel"}'}, "a denoiser alone"),
         ({"config.json": '{"model_type": "clip_text_model"}'}, "a text encoder alone"),
@@ -144,6 +144,12 @@ def test_a_folder_of_one_part_is_named(files: dict[str, str], words: str, tmp_pa
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=f"is a folder without model_index.json .*{words}"):
+        bases.resolve(str(tmp_path))
+
+
+def test_a_folder_of_a_lora_is_known_by_its_tensors(tmp_path: Path) -> None:
+    save_file({"text_encoder.x.lora_A.weight": torch.zeros(1, 1)}, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=r"is a folder without model_index.json \(a LoRA alone\)"):
         bases.resolve(str(tmp_path))
 
 

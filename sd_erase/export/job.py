@@ -32,7 +32,6 @@ CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 # largest relative difference of hidden states that rounding to a type explains, with room to spare
 TOLERANCE = {"float32": 0.0, "float16": 0.02, "bfloat16": 0.15}
 SPARE_BYTES = 1 << 20
-POCKET_WIDTH = 128
 
 
 def file_name(text: str, limit: int) -> str:
@@ -132,8 +131,7 @@ class Job:
     @property
     def clients(self) -> tuple[Client, ...]:
         """The programs that take the export, and those that do not."""
-        pocket = any(erased.width == POCKET_WIDTH for erased in self.encoders)
-        return clients(self.config.export.to, self.base.family, pocket)
+        return clients(self.config.export.to, self.base.family, self.base.pocket)
 
     def provenance(self) -> dict[str, str]:
         """Metadata that says where a file comes from; a shared file tells nothing of its maker's disk."""

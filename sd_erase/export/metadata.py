@@ -20,7 +20,7 @@ from sd_erase.progress import Progress
 
 # (width, layers) of known text encoders
 ENCODERS = {
-    (128, 4): "the pocket model's CLIP text encoder",
+    (128, 4): "CLIP text encoder of the pocket model's size",
     (768, 12): "CLIP-L text encoder (Stable Diffusion 1.x, XL)",
     (1024, 23): "CLIP-H text encoder (Stable Diffusion 2.x)",
     (1024, 24): "CLIP-H text encoder (Stable Diffusion 2.x)",
