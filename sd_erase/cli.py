@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from sd_erase import __version__, schema
+from sd_erase import __version__, quiet, schema
 from sd_erase.config import SECTIONS, RunConfig
 from sd_erase.errors import UserError
 from sd_erase.flags import CONCEPT, FLAGS, Checked, FilePath, given_names, resolve_config, section, settings, type_of
@@ -49,6 +49,7 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **options: Any) -> Any:
         sys.excepthook = excepthook
+        quiet.process()
         return super().main(*args, **options)
 
     def invoke(self, ctx: click.Context) -> Any:

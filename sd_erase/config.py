@@ -85,6 +85,7 @@ class EvaluateConfig:
     detector: str = setting("auto")  # a card's name or a path to one; "auto": the base's default
     confidence: float = setting(-1.0, low=0, high=1, open_ends=True, also=(-1,))  # -1: the card's
     image_size: int = setting(0, low=0, high=MAX_PIXELS, multiple_of=32)  # pixels; 0: the card's
+    trust_pickle: bool = setting(False)  # read a detector that is a pickle; consent, so never taken from a file nor kept in one
 
     def __post_init__(self) -> None:
         _check(self, "evaluate")
@@ -221,16 +222,26 @@ def read_yaml(path: str | Path) -> Any:
 def from_file(path: str | Path, values: Any) -> RunConfig:
     """`from_dict` of what the file at `path` holds; the sentence names the file."""
     try:
-        return from_dict(values)
+        config = from_dict(values)
     except SettingsError as error:
         raise UserError(f"{path}: {error}") from error
+    refuse_consent(path, config.evaluate.trust_pickle)
+    return config
+
+
+def refuse_consent(path: str | Path, given: object) -> None:
+    """Refuse a settings file that consents for its reader: it may come from the maker of the pickle."""
+    if given:
+        raise UserError(f"{path}: evaluate.trust_pickle is yours to give: remove it there, and pass --trust-pickle if you trust the file.")
 
 
 def dump(config: RunConfig) -> str:
     """`config` as YAML; `load` gives it back."""
     import yaml
 
-    return str(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    values = to_dict(config)
+    del values["evaluate"]["trust_pickle"]
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def override(config: RunConfig, values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> RunConfig:

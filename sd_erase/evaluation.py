@@ -103,7 +103,7 @@ def detector_of(config: RunConfig) -> Detector:
     overrides: dict[str, Any] = {} if wanted.confidence < 0 else {"confidence": wanted.confidence}
     if wanted.image_size:
         overrides["image_size"] = wanted.image_size
-    return load_detector(name, device=resources.device(config.device), **overrides)
+    return load_detector(name, device=resources.device(config.device), trust_pickle=wanted.trust_pickle, **overrides)
 
 
 def compare(

@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 
 from sd_erase import catalog, schema
 from sd_erase.bases import ROWS as BASES
-from sd_erase.config import RunConfig, load, override, read_yaml
+from sd_erase.config import RunConfig, load, override, read_yaml, refuse_consent
 from sd_erase.schema import SettingsError
 from sd_erase.terminal import echo, one_line
 
@@ -133,6 +133,10 @@ FLAGS: dict[str, Flag] = {
     "evaluate.detector": Flag("Detector card by name or path; auto takes the base's.", metavar="CARD"),
     "evaluate.confidence": Flag("Least confidence of a detection; -1 takes the card's."),
     "evaluate.image_size": Flag("Pixels of the detector's input; 0 takes the card's."),
+    "evaluate.trust_pickle": Flag(
+        "Read a detector's .pt. It is a pickle, which can run its maker's code on this machine when it is opened; ultralytics' list of "
+        "allowed classes is all that stands against it. Pass it only for a file whose maker you trust."
+    ),
     "attack.prompts": Flag("File with one prompt a line, or a bundled list by name (apple); repeatable.", metavar="FILE"),
     "attack.tokens": Flag("Words before the prompt."),
     "attack.steps": Flag("Steps of the search; 0 leaves the first random words."),
@@ -284,6 +288,7 @@ def resolve_config(flags: Mapping[str, Any], stored: Path | None = None, default
     resolved = load(stored) if stored is not None and stored.is_file() else default
     file: Path | None = flags["config_file"]
     from_file = read_config_file(file) if file is not None else {}
+    refuse_consent(file or "", from_file.get("evaluate.trust_pickle"))
     given = given_flags(flags)
     weights = {**(_mapping(from_file, "train.weights")), **_mapping(given, "train.weights")}
     values = {**from_file, **given}

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import resources
+from sd_erase import quiet, resources
 from sd_erase.bases import Base
 from sd_erase.captions import held_out
 from sd_erase.concepts import Concept, all_cards
@@ -243,6 +243,7 @@ class Coherence:
     def frechet(self, first: Any, second: Any) -> float:
         """Fréchet distance between Gaussians fitted to two sets of features, x 1000 (the features are normalised)."""
         import torch
+        quiet.figures()
         from torchmetrics.image.fid import FrechetInceptionDistance
 
         identity = torch.nn.Identity()

@@ -17,9 +17,11 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 from sd_erase import bases, resources
+from sd_erase.config import RunConfig, dump, load, override
 from sd_erase.detection import Card, letterbox, load_detector, read_card, select
 from sd_erase.detection.yolo import import_ultralytics
 from sd_erase.errors import UserError
+from sd_erase.flags import resolve_config
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = Path(os.environ.get("SD_ERASE_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -212,27 +214,101 @@ def test_every_bundled_card_is_complete(name: str) -> None:
     assert not card.names or (len(card.names) == 80 and "cell phone" in card.names)
 
 
-def test_a_published_checkpoint_is_read_without_running_its_code(folder: Path, model: Any, tmp_path: Path) -> None:
+def test_a_pickle_is_opened_with_consent_only_and_even_then_runs_no_code(folder: Path, model: Any, tmp_path: Path) -> None:
     model.names = {0: "apple", 1: "dog", 2: "couch"}
     torch.save({"model": model}, folder / "mine.pt")
     path = write_card(folder, weights="mine.pt", architecture=None)
-    detector = load_detector(path)
-    assert detector.labels == {"apple", "dog", "couch"} and len(detector.detect([picture()])[0]) > 3
-
-    torch.save({"model": Harmful(tmp_path / "harmed")}, folder / "mine.pt")
-    with pytest.raises(UserError, match="cannot|can be read safely"):
+    with pytest.raises(UserError, match=r"mine.pt is a pickle, which can run .*--trust-pickle"):
         load_detector(path)
-    assert not (tmp_path / "harmed").exists()
+    detector = load_detector(path, trust_pickle=True)
+    assert detector.labels == {"apple", "dog", "couch"} and len(detector.detect([picture()])[0]) > 3
+    for protocol in (2, 4):  # which ultralytics' former loaders tell apart
+        for call, arguments in (
+            (Path.touch, (tmp_path / "harmed",)),
+            (exec, (f"open({str(tmp_path / 'harmed')!r}, 'w')",)),
+            (os.system, (f"touch {tmp_path / 'harmed'}",)),
+            (type(model), ({"activation": f"open({str(tmp_path / 'harmed')!r}, 'w')", "nc": 1, "ch": 3, "backbone": [], "head": []},)),
+        ):
+            torch.save({"model": Harmful(call, arguments)}, folder / "mine.pt", pickle_protocol=protocol)
+            with pytest.raises(UserError, match="can be read safely"):
+                load_detector(path, trust_pickle=True)
+            assert not (tmp_path / "harmed").exists()
+
+
+def test_an_ultralytics_that_runs_foreign_code_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ultralytics
+
+    monkeypatch.setattr(ultralytics, "__version__", "8.4.66")
+    torch.save({}, folder / "mine.pt")
+    with pytest.raises(UserError, match="install ultralytics 8.4.69 or later"):
+        load_detector(write_card(folder, weights="mine.pt", architecture=None), trust_pickle=True)
+
+
+def test_consent_is_the_users_own(folder: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "settings.yaml"
+    for text in ("evaluate: {trust_pickle: true}", "evaluate.trust_pickle: true"):
+        settings.write_text(text)
+        with pytest.raises(UserError, match="yours to give"):
+            resolve_config({"config_file": settings})
+    settings.write_text("evaluate: {trust_pickle: true}")
+    with pytest.raises(UserError, match="yours to give"):
+        load(settings)
+    given = override(RunConfig(), {"evaluate.trust_pickle": True})
+    assert given.evaluate.trust_pickle and "trust_pickle" not in dump(given)
+
+
+def test_the_bundled_card_opens_no_pickle_that_lies_about(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    torch.save({}, folder / "yolov5su.pt")
+    with pytest.raises(UserError, match="remove .*yolov5su.pt to fetch ultralytics' own"):
+        load_detector("yolov5su")
+    with pytest.raises(UserError, match="other.PT is a pickle"):
+        load_detector("yolov5su", weights="other.PT")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"activation": "open('harmed', 'w')"}, "an activation that is no layer"),
+        ({"activation": "nn.SiLU() or open('harmed', 'w')"}, "an activation that is no layer"),
+        ({"activation": "nn.SiLU(open('harmed', 'w'))"}, "an activation that is no layer"),
+        ({"backbone": [[-1, 1, "torch_safe_load", ["x.pt"]]]}, "'torch_safe_load', which is no layer"),
+        ({"backbone": [[-1, 1, "DetectionModel", ["x.yaml"]]]}, "'DetectionModel', which is no layer"),
+        ({"backbone": [[-1, 1, "TorchVision", ["resnet18"]]]}, "'TorchVision', which is no layer"),
+        ({"backbone": [[-1, 1, "nn.__dict__", []]]}, "which is no layer"),
+        ({"backbone": [[-1, 10**9, "nn.Identity", []]]}, "repeats a layer 1000000000 times"),
+        ({"backbone": [[-1, 1, "nn.Linear", [10**5, 10**5]]]}, "far larger than its weights"),
+        ({"backbone": [[-1, 1, "Conv", [10**7, 3, 2]]]}, "no model that ultralytics can build"),
+        ({"scales": {"n": [1e9, 1, 1024]}}, "a depth or a width"),
+        ({"depth_multiple": "x"}, "a depth or a width"),
+        ({"backbone": "x"}, "no description of a model"),
+        ({"head": [[1, 2, 3]]}, "no description of a model"),
+        ({"nc": -5}, "no model that ultralytics can build|classes"),
+    ],
+)
+def test_a_description_from_a_stranger_runs_and_fetches_nothing(
+    folder: Path, architecture: dict[str, Any], change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "arch.yaml").write_text(yaml.safe_dump({**architecture, **change}))
+    with pytest.raises(UserError, match=message) as caught:
+        load_detector(folder / "card.yaml")
+    assert not (folder / "harmed").exists() and len(str(caught.value)) < 700
+
+
+def test_a_description_may_name_an_activation(folder: Path, architecture: dict[str, Any]) -> None:
+    (folder / "arch.yaml").write_text(yaml.safe_dump({**architecture, "activation": "torch.nn.LeakyReLU(0.1, inplace=True)"}))
+    assert load_detector(folder / "card.yaml").labels == {"apple", "dog", "couch"}
 
 
 class Harmful:
-    """A pickle that would create a file."""
+    """A pickle that would make a file in the test's own folder."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, call: Any, arguments: tuple[Any, ...]):
+        self.call, self.arguments = call, arguments
 
     def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
+        return self.call, self.arguments
 
 
 def test_weights_that_cannot_be_fetched_are_one_sentence(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,23 +104,42 @@ def _checked(card: Card, where: str) -> Card:
     return card
 
 
-def load_detector(name: str | Path, *, device: Any = "cpu", **overrides: Any) -> Detector:
+def load_detector(name: str | Path, *, device: Any = "cpu", trust_pickle: bool = False, **overrides: Any) -> Detector:
     """The detector of a card.
 
     Args:
         name: a bundled card's name or a path to one.
         device: where it computes.
+        trust_pickle: the user's consent to weights that are a pickle (``.pt``); without it only safetensors and ONNX are opened, and
+            what a bundled card fetched from ultralytics itself.
         **overrides: keys of the card to replace (``image_size=320``, ``confidence=0.4``, ``weights="mine.pt"``).
 
     Raises:
-        UserError: no such card, weights that are missing, cannot be fetched or do not fit, or a missing extra.
+        UserError: no such card, weights that are missing, cannot be fetched, do not fit or are a pickle without consent, or a
+            missing extra.
     """
     card = read_card(name)
     unknown = set(overrides) - {item.name for item in dataclasses.fields(Card)}
     if unknown:
         raise unknown_choice("Detector setting", sorted(unknown)[0], [item.name for item in dataclasses.fields(Card)])
     card = _checked(dataclasses.replace(card, **overrides), card.name)
+    if not trust_pickle:
+        _refuse_pickle(card, is_published="weights" not in overrides and Path(card.folder) == resources.packaged_folder("detectors"))
     return catalog.resolve(catalog.DETECTORS, card.kind, "Detector kind")(card, device)
+
+
+def _refuse_pickle(card: Card, is_published: bool) -> None:
+    """Refuse weights that are a pickle, but for those that a bundled card fetches from their maker."""
+    if Path(card.weights).suffix.lower() != ".pt":
+        return
+    file = find_file(card, card.weights)
+    if file is None and is_published:
+        return
+    where = f" (remove {file} to fetch ultralytics' own)" if file is not None and is_published else ""
+    raise UserError(
+        f"Detector {card.name}: {file or card.weights} is a pickle, which can run its maker's code on this machine when it is opened: pass "
+        f"--trust-pickle if you trust its maker, or use a detector of safetensors or ONNX{where}."
+    )
 
 
 def find_file(card: Card, name: str) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sd_erase import quiet
 from sd_erase.detection import BATCH_SIZE, Card, Detection, describe, find_file, letterbox, our_labels, select
 from sd_erase.errors import UserError
 
@@ -21,6 +22,7 @@ class OnnxDetector:
     """
 
     def __init__(self, card: Card, device: Any = "cpu"):
+        quiet.libraries()
         try:
             import onnxruntime
         except ImportError as error:

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import os
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sd_erase import formats, yamlfile
+from sd_erase import formats, quiet, yamlfile
 from sd_erase.detection import BATCH_SIZE, Card, Detection, describe, find_file, letterbox, our_labels, select
-from sd_erase.errors import UserError
+from sd_erase.errors import UserError, shortened
+
+# the first ultralytics whose restricted loader reads its own models and refuses foreign code; until 8.4.66 it called any built-in
+# function of Python that a file named
+SAFE_SINCE = [8, 4, 69]
+ACTIVATION = re.compile(r"(torch\.)?nn\.[A-Z]\w*\([\w\s.,=+-]*\)")  # nn.SiLU(), torch.nn.LeakyReLU(0.1)
+MOST_ROWS, MOST_REPEATS, MOST_FACTOR = 1000, 200, 10  # of a model's description
+SPARE_NUMBERS = 20_000_000  # what building a model needs beside its weights
 
 
 def import_ultralytics() -> None:
-    """Import ultralytics without its side effects: printing to stdout, installing packages, another `PIL.Image.open`.
+    """Import ultralytics without its side effects: looking hosts up, settings at home, printing, another `PIL.Image.open`.
 
-    The user's own environment variables win. The models are called directly, not through its predictor, which would
-    also send usage statistics.
+    The models are called directly, not through its predictor, which would also send usage statistics.
     """
     from PIL import Image
 
-    os.environ.setdefault("YOLO_VERBOSE", "false")
-    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+    quiet.libraries()
     plain_open = Image.open
-    import ultralytics.nn.tasks  # noqa: F401
+    with quiet.settings_elsewhere():
+        import ultralytics.nn.tasks  # noqa: F401
 
     Image.open = plain_open  # ultralytics' asks for another package where an image is damaged
 
@@ -43,7 +50,7 @@ class YoloDetector:
         import_ultralytics()
         if card.weights.endswith(".safetensors"):
             model, names, weights = _from_safetensors(card)
-        elif card.weights.endswith(".pt"):
+        elif card.weights.lower().endswith(".pt"):
             model, names, weights = _from_published(card)
         else:
             raise UserError(f"Detector {card.name}: weights {card.weights} are neither .safetensors nor .pt: name such a file.")
@@ -85,13 +92,11 @@ def _from_safetensors(card: Card) -> tuple[Any, list[str], Path]:
     if not card.architecture:
         raise UserError(f"Detector {card.name} has safetensors weights but names no architecture: add one to its card.")
     weights, architecture = (_file(card, name) for name in (card.weights, card.architecture))
-    description = yamlfile.read(architecture, f"Detector {card.name}: architecture")
+    description = _architecture(architecture, f"Detector {card.name}: architecture")
     loaded = formats.read_tensors(weights)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in loaded.items()}
     names = list(card.names) or _names(description.get("names"))
-    from ultralytics.nn.tasks import DetectionModel
-
-    model = DetectionModel(description, verbose=False)
+    model = _build(description, sum(tensor.numel() for tensor in state.values()), f"Detector {card.name}: {architecture.name}")
     if len(names) != model.yaml["nc"]:
         raise UserError(f"Detector {card.name} has {model.yaml['nc']} classes but {len(names)} names: list them as 'names'.")
     try:
@@ -101,6 +106,84 @@ def _from_safetensors(card: Card) -> tuple[Any, list[str], Path]:
             f"Detector {card.name}: {weights.name} does not fit {architecture.name} ({' '.join(str(error).split())[:300]})."
         ) from error
     return model, names, weights
+
+
+def _architecture(path: Path, what: str) -> dict[str, Any]:
+    """A model's description, without what ultralytics would run or call on its behalf.
+
+    ultralytics evaluates the text under ``activation`` as Python and calls whatever of its own names a layer gives; a card's
+    description may be anybody's, so only layers are let through here, whatever ultralytics' own settings are.
+
+    Raises:
+        UserError: it is no description of a model, or names something that is no layer.
+    """
+    description = yamlfile.read(path, what)
+    rows = _rows(description)
+    if rows is None:
+        raise UserError(f"{what} {path} is no description of a model (a backbone and a head of rows of four): use ultralytics'.")
+    scales = description.get("scales") or {}
+    factors = [description.get(f"{name}_multiple", 1) for name in ("depth", "width")]
+    factors += [factor for values in scales.values() for factor in list(values)[:2]] if isinstance(scales, dict) else [None]
+    if not all(isinstance(factor, (int, float)) and 0 < factor <= MOST_FACTOR for factor in factors):
+        raise UserError(f"{what} {path} has a depth or a width that is no number up to {MOST_FACTOR}: use ultralytics' own.")
+    if description.get("activation") and not ACTIVATION.fullmatch(str(description["activation"])):
+        raise UserError(f"{what} {path} has an activation that is no layer of torch.nn: {shortened(description['activation'])}.")
+    for _, number, name, _ in rows:
+        if not _is_layer(str(name)):
+            raise UserError(f"{what} {path} names {shortened(name)}, which is no layer.")
+        if type(number) is not int or not 1 <= number <= MOST_REPEATS:
+            raise UserError(f"{what} {path} repeats a layer {shortened(number)} times: write 1 to {MOST_REPEATS}.")
+    return dict(description)
+
+
+def _rows(description: Any) -> list[list[Any]] | None:
+    """The layers of a description; None where it has none."""
+    parts = [description.get(part) for part in ("backbone", "head")] if isinstance(description, dict) else [None]
+    rows = [row for part in parts if isinstance(part, list) for row in part]
+    whole = all(isinstance(part, list) for part in parts) and rows and len(rows) <= MOST_ROWS
+    return rows if whole and all(isinstance(row, list) and len(row) == 4 and isinstance(row[3], list) for row in rows) else None
+
+
+def _is_layer(name: str) -> bool:
+    """Whether ultralytics means a layer by `name`: no function of its own, no whole model, and none that fetches weights."""
+    import torchvision
+    from torch import nn
+    from ultralytics.nn import tasks
+
+    source, key = (nn, name[3:]) if name.startswith("nn.") else (tasks, name)
+    if name.startswith("torchvision.ops."):
+        source, key = torchvision.ops, name.removeprefix("torchvision.ops.")
+    layer = getattr(source, key, None) if key.isidentifier() else None
+    return isinstance(layer, type) and issubclass(layer, nn.Module) and not issubclass(layer, tasks.BaseModel) and key != "TorchVision"
+
+
+def _build(description: dict[str, Any], numbers: int, what: str) -> Any:
+    """The model of a description, of about as many numbers as its weights have.
+
+    Raises:
+        UserError: ultralytics cannot build it, or it would be far larger than its weights.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from ultralytics.nn.tasks import DetectionModel
+
+    class Bounded(TorchDispatchMode):  # type: ignore[misc]
+        left = 4 * numbers + SPARE_NUMBERS
+
+        def __torch_dispatch__(self, function: Any, kinds: Any, given: Any = (), options: Any = None) -> Any:
+            if str(function).startswith(("aten.empty", "aten.zeros", "aten.ones", "aten.full", "aten.new_")) and given:
+                sizes = [size for size in given[0] if isinstance(size, int)] if isinstance(given[0], (list, tuple)) else []
+                self.left -= math.prod(sizes)
+                if self.left < 0:
+                    raise MemoryError("it would be far larger than its weights")
+            return function(*given, **(options or {}))
+
+    try:
+        with Bounded(), torch.random.fork_rng(devices=[]):
+            return DetectionModel(description, verbose=False)
+    except Exception as error:  # whatever ultralytics stumbles over in a description that is not its own
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{what} describes no model that ultralytics can build ({reason}): use one of ultralytics' own.") from error
 
 
 def _names(value: Any) -> list[str]:
@@ -113,8 +196,14 @@ def _names(value: Any) -> list[str]:
 def _from_published(card: Card) -> tuple[Any, list[str], Path]:
     """A .pt that the card names. A .pt is a pickle: it is read with the allow-list of ultralytics, never with plain pickle."""
     import torch
+    import ultralytics
     from ultralytics.nn.tasks import torch_safe_load
 
+    if [int(number) for number in re.findall(r"\d+", ultralytics.__version__)[:3]] < SAFE_SINCE:
+        least = ".".join(map(str, SAFE_SINCE))
+        raise UserError(
+            f"Detector {card.name}: ultralytics {ultralytics.__version__} runs code that stands in a .pt: install ultralytics {least} or later."
+        )
     path = find_file(card, card.weights) or Path(torch.hub.get_dir()) / "checkpoints" / Path(card.weights).name
     fetched = not path.is_file()
     if fetched:

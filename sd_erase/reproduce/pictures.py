@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import resources
+from sd_erase import quiet, resources
 from sd_erase.clip import caption_of
 from sd_erase.errors import UserError
 from sd_erase.metrics import tasks
@@ -87,6 +87,7 @@ def plot_grid(blocks: Sequence[tuple[str, Sequence[str], dict[str, Sequence[Path
     Args:
         blocks: of each a title, the prompts of its columns, and the images of its rows by name; all of one shape.
     """
+    quiet.figures()
     from matplotlib.figure import Figure
 
     columns, rows = len(blocks[0][1]), list(blocks[0][2])
@@ -207,6 +208,7 @@ def plot_heat_maps(
         maps: (row group, "before" or "after") -> relevance [images, rows, columns].
         shown: images, spread over all.
     """
+    quiet.figures()
     from matplotlib.figure import Figure
 
     chosen = spread(range(len(pictures)), shown)
@@ -332,6 +334,7 @@ def project(points: dict[str, tuple[torch.Tensor, torch.Tensor]], seed: int) -> 
 
 def plot_tsne(panels: dict[str, dict[str, tuple[Any, Any]]], forgotten: set[str], stem: Path) -> Path:
     """One panel a model: images as dots, texts as triangles, a colour a class, as SVG and PNG; returns the SVG."""
+    quiet.figures()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")

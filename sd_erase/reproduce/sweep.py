@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sd_erase import markdown, yamlfile
+from sd_erase import markdown, quiet, yamlfile
 from sd_erase.errors import UserError
 from sd_erase.reproduce import Recipe, markdown_table
 from sd_erase.reproduce.bench import Bench
@@ -167,6 +167,7 @@ def render(result: dict[str, Any]) -> str:
 
 def plot(rows: Sequence[dict[str, Any]], original: dict[str, float], stem: Path) -> Path:
     """Every point, the Pareto front joined."""
+    quiet.figures()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.6, 3.0), layout="constrained")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sd_erase import quiet
 from sd_erase.captions import cifar100
 from sd_erase.metrics import tasks
 from sd_erase.reproduce import Experiment, Recipe
@@ -224,6 +225,7 @@ MARKERS = "osD^vPX*"
 
 def plot_lines(rows: Sequence[dict[str, Any]], stem: Path) -> Path:
     """Forget (left) and retain accuracy (right) over the share of forgotten classes, as SVG and PNG; returns the SVG."""
+    quiet.figures()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 2.9), layout="constrained")
@@ -243,6 +245,7 @@ def plot_lines(rows: Sequence[dict[str, Any]], stem: Path) -> Path:
 
 def save_figure(figure: Any, stem: Path) -> Path:
     """`figure` as STEM.svg (text stays text) and STEM.png; returns the SVG."""
+    quiet.figures()
     import matplotlib
 
     style = {"svg.fonttype": "none", "svg.hashsalt": "sd-erase"}
