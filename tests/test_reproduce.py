@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from sd_erase import catalog
+from sd_erase import catalog, resources, yamlfile
 from sd_erase.cli import main
 from sd_erase.errors import UserError
 from sd_erase.reproduce import Experiment, Recipe, names, read_recipe, render, tables
 from sd_erase.reproduce import bench as benches
 from sd_erase.reproduce.bench import Bench
+from sd_erase.reproduce.differences import differences
 from sd_erase.reproduce.sweep import Axis, pareto, points, read_axis, sweep
 
 TINY = {"train.steps": 2, "train.batch_size": 4, "train.validate_every": 2}
@@ -59,7 +60,7 @@ def test_every_recipe_reads_and_shows_the_papers_rows_under_our_columns(name: st
     text = render(
         {
             "id": name, "title": recipe.title, "base": "pocket", "rows": [], "columns": list({key: 0 for row in recipe.paper for key in row}),
-            "paper": list(recipe.paper), "figures": [], "notes": [], "differs": list(recipe.differs),
+            "paper": list(recipe.paper), "figures": [], "notes": [], "differs": [],
         }
     )  # fmt: skip
     assert not recipe.paper or "As the paper prints it" in text
@@ -89,6 +90,25 @@ def test_changes_go_before_a_methods_own_settings() -> None:
     assert all("train.learning_rate" not in settings for settings in recipe.methods.values())
     assert recipe.methods["my_method:Hinge"] == {"train.objective": "my_method:Hinge"}
     assert read_recipe("table2", concepts=["dog"]).concepts == {"classes": ["dog"], "captions": ["dog"]}
+
+
+def test_where_it_differs_is_computed_from_what_was_measured() -> None:
+    paper = ({"data": "CIFAR-100", "method": "GA", "forget %": 4.0, "retain %": 90.0}, {"data": "Flickr30K", "method": "GA", "forget %": 50.0})
+    rows = [{"data": "classes", "method": "GA", "forget %": 30.0, "retain %": 91.0}, {"data": "classes", "method": "mine", "forget %": 0.0}]
+    count, only = differences(rows, paper)
+    assert count.startswith("1 of 2 figures") and only == "classes, GA, forget %: 30.0 here, 4.0 in the paper."
+    assert differences(rows[1:], paper) == []
+    assert all("differs" not in yamlfile.read(path, "Recipe") for path in resources.packaged_folder("recipes").glob("reproduce/*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("dotted", "said"),
+    [("generate.steps", "has no effect"), ("base", "pass --base"), ("sizes.tset", "did you mean 'test'"), ("train.objective", "--method"),
+     ("harvest.dataset", "--dataset"), ("train.stepz", "did you mean")],
+)  # fmt: skip
+def test_a_setting_is_applied_or_refused_by_name(dotted: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_recipe("table2", {dotted: 3})
 
 
 def test_the_splits_share_no_image_and_forget_and_retain_are_apart(bench: Bench) -> None:

@@ -15,11 +15,20 @@ from typing import Any
 
 from sd_erase import catalog, markdown, resources, yamlfile
 from sd_erase.config import check_methods
-from sd_erase.errors import UserError
+from sd_erase.errors import UserError, unknown_choice
 from sd_erase.reproduce.bench import Bench
+from sd_erase.reproduce.differences import differences
 from sd_erase.rundir import write_json_atomic, write_text_atomic
 
 PAPER = "CLIPErase: Efficient Unlearning of Visual-Textual Associations in CLIP"
+
+
+OTHER_FLAGS = {
+    "base": "--base", "device": "--device", "concepts": "--concept", "concept_file": "--concept", "harvest.dataset": "--dataset",
+    "train.objective": "--method, which adds a row of its own name", "seed": "a recipe of your own with seeds",
+    "train.clip": "--base",
+}  # fmt: skip
+SIZES = ("across", "classes", "images", "model", "models", "prompts", "shown", "steps", "templates", "test", "training_steps")
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,6 @@ class Recipe:
         sizes: numbers that the experiment reads, such as how many items a test set has at most.
         paper: the rows that the paper prints, under our columns' names.
         notes: how the settings were chosen.
-        differs: where ours and the paper's differ, and why.
     """
 
     title: str
@@ -47,7 +55,6 @@ class Recipe:
     sizes: dict[str, Any] = field(default_factory=dict)
     paper: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
-    differs: tuple[str, ...] = ()
 
 
 @dataclass
@@ -90,7 +97,6 @@ def read_recipe(
         "seeds": list,
         "paper": list,
         "notes": list,
-        "differs": list,
         "concepts": dict,
         "methods": dict,
         "settings": dict,
@@ -105,6 +111,7 @@ def read_recipe(
     if concepts:
         values["concepts"] = {kind: list(concepts) for kind in values.get("concepts", {})}
     for dotted, value in (changes or {}).items():
+        _check_read(dotted)
         target, key = ("sizes", dotted[6:]) if dotted.startswith("sizes.") else ("settings", dotted)
         values.setdefault(target, {})[key] = value
         if target == "settings":  # what the user asks for goes before what a method's row says
@@ -113,6 +120,21 @@ def read_recipe(
     recipe = Recipe(**values)
     check_methods(path, recipe.settings, recipe.methods)
     return recipe
+
+
+def _check_read(dotted: str) -> None:
+    """Refuse a `--set` that no experiment reads, or that another flag decides: it would be ignored.
+
+    Raises:
+        UserError: which it is, and what to pass instead.
+    """
+    if (flag := OTHER_FLAGS.get(dotted)) is not None:
+        raise UserError(f"--set {dotted} is not how that is set here: pass {flag}.")
+    section, _, name = dotted.partition(".")
+    if section in ("generate", "evaluate", "attack", "export"):
+        raise UserError(f"--set {dotted} has no effect: no experiment reads the settings of {section}; pass train.*, harvest.* or sizes.*.")
+    if section == "sizes" and name.partition(".")[0] not in SIZES:
+        raise unknown_choice("Size of an experiment", name, SIZES)
 
 
 def names(asked: Sequence[str]) -> list[str]:
@@ -155,7 +177,7 @@ def reproduce(
         "paper": list(recipe.paper),
         "figures": [str(path.relative_to(bench.experiment_folder)) for path in found.figures],
         "notes": [*found.notes, *_settings(recipe), *recipe.notes],
-        "differs": list(recipe.differs),
+        "differs": differences(found.rows, recipe.paper),
         "seconds": round(time.perf_counter() - started, 1),
         "recipe": dataclasses.asdict(recipe),
     }

@@ -280,7 +280,7 @@ def cost(recipe: Recipe, bench: Bench) -> Experiment:
             )
     notes = [
         "An epoch shows every training pair once, forget and retain together, an image with its caption each. The rate is that of "
-        f"{recipe.sizes.get('steps', 20)} steps with the validations before and after; the memory is the whole process's on a CPU."
+        f"{recipe.sizes.get('steps', recipe.settings.get('train.steps', 20))} steps with the validations before and after; the memory is the whole process's on a CPU."
     ]
     return Experiment(list(rows[0]), rows, notes=notes)
 
