@@ -262,7 +262,7 @@ def cost(recipe: Recipe, bench: Bench) -> Experiment:
     for side, erasures in recipe.concepts.items():
         for method, settings in _rows(recipe)[1:]:
             run = bench.run_alone(
-                {**(settings or {}), "train.steps": int(recipe.sizes.get("steps", 20))}, erasures[0], recipe.seeds[0], side
+                {**(settings or {}), "train.steps": int(recipe.sizes.get("steps", settings.get("train.steps", 20)))}, erasures[0], recipe.seeds[0], side
             )
             manifest, counts = run.require("train", "train"), run.require("harvest", "harvest")["counts"]
             pairs, rate = counts["forget"]["train"] + counts["retain"]["train"], manifest["samples_per_second"]
