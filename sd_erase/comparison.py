@@ -380,7 +380,7 @@ def _similarity(run: RunDir) -> dict[str, float] | None:
     from sd_erase.rundir import read_jsonl
 
     best = (run.read_manifest("train") or {}).get("best_step")
-    terms = {row["step"]: row["terms"] for row in read_jsonl(run.metrics) if row["split"] == "validation"}
+    terms = {row["step"]: row["terms"] for row in read_jsonl(run.metrics, finite=False) if row["split"] == "validation"}
     if "forgetting" not in terms.get(0, {}):
         return None
     return {"before": terms[0]["forgetting"], "after": terms[best]["forgetting"]}

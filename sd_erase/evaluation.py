@@ -21,7 +21,7 @@ from sd_erase.errors import UserError
 from sd_erase.metrics.rates import ImagePair, detection_rates, is_found, surplus, surplus_p_values
 from sd_erase.metrics.verdicts import doubts
 from sd_erase.progress import NoProgress, Progress
-from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_json_atomic, write_jsonl_atomic, write_text_atomic
+from sd_erase.rundir import RunDir, fingerprint, write_json_atomic, write_jsonl_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,7 +49,7 @@ def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -
     progress = progress or NoProgress()
     generated = run.require("generate", "generate")
     concepts = read_concepts(run)
-    index = list(read_jsonl(run.images / "index.jsonl"))
+    index = list(run.drawn())
     detector = detector_of(config)
     inputs = fingerprint(
         generated["inputs"], index, [concept.to_dict() for concept in concepts], detector.card, sorted(detector.labels)

@@ -7,7 +7,6 @@ image pair, paths relative to ``images/``) and ``images/contact.png``.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from sd_erase.config import RunConfig
 from sd_erase.drawing import Batches, Job, Settings, base_stamp, is_drawn, precision, save_png
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.prompts import Prompt, read_prompt_files
-from sd_erase.rundir import RunDir, fingerprint, write_jsonl_atomic
+from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_jsonl_atomic
 
 CONTACT_PROMPTS = 8
 
@@ -344,5 +343,8 @@ def _all_present(folder: Path, jobs: Sequence[Job], roles: Sequence[str]) -> boo
     wanted = {f"{role}/{job.file_name}" for job in jobs for role in roles}
     if not index.is_file():
         return False
-    listed = {json.loads(line)[role] for line in index.read_text(encoding="utf-8").splitlines() for role in roles}
+    try:
+        listed = {row[role] for row in read_jsonl(index) for role in roles}
+    except (ValueError, TypeError):  # a damaged list is written again
+        return False
     return wanted == listed and all((folder / name).is_file() for name in wanted)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import sd_erase
+from sd_erase import jsonfile
 from sd_erase.config import RunConfig
 from sd_erase.folders import is_locked
 from sd_erase.rundir import RunDir, write_json_atomic
@@ -85,7 +85,10 @@ def peak_memory_mb() -> float | None:
 
 def read_run(run: RunDir) -> dict[str, Any]:
     """run.json, or an empty mapping before the first stage."""
-    return json.loads(run.run.read_text(encoding="utf-8")) if run.run.is_file() else {}
+    record = jsonfile.read(run.run) if run.run.is_file() else {}
+    if not isinstance(record, dict):
+        raise jsonfile.damaged(run.run, "it is no object")
+    return record
 
 
 def is_running(run: RunDir) -> bool:

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sd_erase import folders
-from sd_erase.errors import UserError
+from sd_erase import folders, jsonfile
+from sd_erase.errors import UserError, shortened
 from sd_erase.folders import publishing as publishing
 from sd_erase.folders import replacing as replacing
 from sd_erase.folders import umask_mode as umask_mode
@@ -36,8 +36,8 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The value of a JSON file; a damaged one raises `UserError`."""
+    return jsonfile.read(path)
 
 
 def write_jsonl_atomic(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -45,12 +45,13 @@ def write_jsonl_atomic(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON Lines file, in order."""
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            if line.strip():
-                yield json.loads(line)
+def read_jsonl(path: Path, finite: bool = True) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON Lines file, in order; a damaged one raises `UserError`.
+
+    Args:
+        finite: whether NaN is damage; a training that diverged writes it into its metrics.
+    """
+    return jsonfile.read_lines(path, finite)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -139,11 +140,26 @@ class RunDir:
         """Where the manifest of `stage` lies ("harvest", "train", "generate", "evaluate", "report", "export-comfyui")."""
         return self.path / "manifests" / f"{stage}.json"
 
+    def drawn(self) -> Iterator[dict[str, Any]]:
+        """The rows of ``images/index.jsonl``, in order.
+
+        Raises:
+            UserError: the file is damaged, or names an image that does not lie in the run: a run from a stranger would otherwise
+                put any picture of its reader's on the page.
+        """
+        path, home = self.images / "index.jsonl", self.images.resolve()
+        for row in read_jsonl(path):
+            for role in ("original", "erased"):
+                name = row.get(role)
+                if name is not None and not (isinstance(name, str) and (self.images / name).resolve().is_relative_to(home)):
+                    raise jsonfile.damaged(path, f"{shortened(name)} lies outside of the run's images")
+            yield row
+
     def read_manifest(self, stage: str) -> dict[str, Any] | None:
         """The manifest of a complete stage, or None; one that is damaged says nothing, so its stage is to be done again."""
         try:
             manifest = read_json(self.manifest(stage))
-        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        except (FileNotFoundError, UserError):
             return None
         return manifest if isinstance(manifest, dict) else None
 

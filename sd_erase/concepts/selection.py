@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sd_erase import jsonfile
 from sd_erase.concepts.cards import (
     KINDS,
     TEMPLATES,
@@ -246,4 +246,7 @@ def read_concepts(run: RunDir) -> list[Concept]:
     """The resolved concepts of a harvested run."""
     if not run.concepts.is_file():
         raise UserError(f"Run {run} has no {run.concepts.name}: run `sd-erase harvest` first.")
-    return [Concept.from_dict(values) for values in json.loads(run.concepts.read_text(encoding="utf-8"))]
+    try:
+        return [Concept.from_dict(values) for values in jsonfile.read(run.concepts)]
+    except (TypeError, AttributeError) as error:
+        raise jsonfile.damaged(run.concepts, "it holds no list of concepts") from error

@@ -530,7 +530,7 @@ class _Trainer:
                 start, groups = load_checkpoint(self._last, optimizer)
                 self._load_state(groups["trained"])
                 self.method.load_state(groups.get("method", {}))
-                rows = [row for row in read_jsonl(self.metrics) if row["step"] <= start]
+                rows = [row for row in read_jsonl(self.metrics, finite=False) if row["step"] <= start]
                 for row in rows:
                     if row["split"] == "validation" and (row["step"] or self.solved) and row["loss"] < self.best_loss:
                         self.best_loss, self.best_step, self.best_terms = row["loss"], row["step"], row["terms"]

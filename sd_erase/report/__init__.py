@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from sd_erase import __version__, catalog
 from sd_erase.bases import Base
 from sd_erase.bases import resolve as resolve_base
 from sd_erase.clients import clients
-from sd_erase.concepts import Concept
+from sd_erase.concepts import read_concepts
 from sd_erase.config import RunConfig, dump
-from sd_erase.errors import UserError
 from sd_erase.metrics.verdicts import GONE_RATE, KEPT_SHARE, judge_others, judge_target, percent
 from sd_erase.report.figures import curves, image_pairs
-from sd_erase.rundir import RunDir, fingerprint, write_json_atomic, write_text_atomic
+from sd_erase.rundir import RunDir, fingerprint, read_json, write_json_atomic, write_text_atomic
 from sd_erase.terminal import printable
 
 STAGE = "report"
@@ -48,7 +46,7 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
     exports = [f"export-{name}" for name in catalog.EXPORTS]
     manifests = {stage: run.read_manifest(stage) for stage in ("harvest", "train", "generate", "evaluate", *exports)}
     record = _read_json(run.run) or {}
-    concepts = [Concept.from_dict(values) for values in _read_json(run.concepts) or ()]
+    concepts = read_concepts(run) if run.concepts.is_file() else []
     evaluation, warnings = _evaluation(run, manifests)
     names = [concept.name for concept in concepts] or list(config.concepts)
     base = resolve_base(config.base)
@@ -192,7 +190,4 @@ def _evaluation(run: RunDir, manifests: dict[str, Any]) -> tuple[dict[str, Any] 
 def _read_json(path: Path) -> Any:
     if not path.is_file():
         return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"File {path} is damaged ({error}): run its stage again.") from error
+    return read_json(path)

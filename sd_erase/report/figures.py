@@ -38,7 +38,7 @@ def image_pairs(run: RunDir, concepts: Sequence[Concept], progress: Any = None) 
         Groups with "title", "of" (what to choose from), "unit" (of what), "leaks" and "pairs"; a pair has "prompt" (pieces of
         (text, is concept)), "seed" and "sides".
     """
-    rows = [row for row in read_jsonl(run.images / "index.jsonl") if row.get("original") and row.get("erased")]
+    rows = [row for row in run.drawn() if row.get("original") and row.get("erased")]
     found = {side: _detections(run.detections / f"{side}.jsonl") for side in ("original", "erased")}
     labels = {label for concept in concepts for label in concept.labels}
     groups = [group for group in (*_leaks(rows, concepts, found["erased"]), *_samples(rows, concepts)) if group["rows"]]
@@ -160,7 +160,7 @@ def curves(path: Path, best_step: int | None) -> list[dict[str, Any]]:
     """
     series: dict[str, dict[str, list[tuple[int, float]]]] = {}
     if path.is_file():
-        for row in read_jsonl(path):
+        for row in read_jsonl(path, finite=False):
             for name, value in {"loss": row.get("loss"), **row.get("terms", {})}.items():
                 if value is not None and math.isfinite(value):
                     series.setdefault(name, {}).setdefault(row["split"], []).append((row["step"], value))
