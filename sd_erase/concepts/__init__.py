@@ -1,6 +1,8 @@
 """Concepts: the words that name one, the senses of those words to spare, its anchor, neighbours and detector labels.
 
-A card (``cards/*.yaml``, or the user's ``concept_file``) has these keys, all but ``name`` optional:
+Between the words of a phrase stand spaces, hyphens or underscores, in cards and in captions; case, accents and the width of letters
+do not count (`concepts.text`). A card (``cards/*.yaml``, or the user's ``concept_file``) has these keys, all but ``name`` optional;
+a list may be one text with commas or semicolons, but of spared uses and templates, in which a comma is a comma:
 
 * ``name``, ``kind`` ("object", "style", "person", "nudity"), ``words`` (instead of the inflections of the name),
   ``synonyms``, ``anchor``, ``neighbours``, ``labels`` (of the detector), ``templates`` (prompts with one ``{}``);
