@@ -22,6 +22,18 @@ PROJECTION = "text_projection.weight"
 ADAPTER = re.compile(r"\.(lora_|base_layer\.lora_|ia3_|hada_|lokr_|oft_|vera_|modules_to_save\.|_?adapter)")
 
 
+def copied(part: Any) -> Any:
+    """A copy of a tokenizer or a scheduler.
+
+    transformers replaces the `decode` of CLIP's fast tokenizer when it is made, to end words with spaces; a copy lacks that.
+    """
+    result = copy.deepcopy(part)
+    mend = getattr(result, "_wrap_decode_method_backend_tokenizer", None)
+    if mend is not None:
+        mend()
+    return result
+
+
 def unwrapped(encoder: Any) -> Any:
     """The encoder inside torch.compile's or DataParallel's wrapper."""
     inner = getattr(encoder, "_orig_mod", None)  # torch.compile

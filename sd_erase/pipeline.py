@@ -62,7 +62,6 @@ def load_erased(pipeline: Any, source: str | Path) -> Any:
     Example:
         >>> pipe = load_erased(pipe, "bicycle-sd15-text_encoder-vit-l-fp16.safetensors")  # doctest: +SKIP
     """
-    import copy
     import inspect
 
     source = Path(source).expanduser()
@@ -75,7 +74,7 @@ def load_erased(pipeline: Any, source: str | Path) -> Any:
     if any("T5" in type(part).__name__ for part in pipeline.components.values()):
         warnings.warn("The erasure is partial: this pipeline reads a T5 text encoder too, which is unchanged.", stacklevel=2)
     # a token that is added to the result, or its schedule, must not reach the source
-    changed |= {name: copy.deepcopy(part) for name, part in pipeline.components.items() if name in SMALL and part is not None}
+    changed |= {name: hosts.copied(part) for name, part in pipeline.components.items() if name in SMALL and part is not None}
     parameters = inspect.signature(type(pipeline).__init__).parameters
     options = {key: value for key, value in pipeline.config.items() if key in parameters and key not in pipeline.components}
     erased = type(pipeline)(**{**pipeline.components, **changed}, **options)
