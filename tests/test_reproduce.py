@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from sd_erase import catalog, resources, yamlfile
 from sd_erase.cli import main
 from sd_erase.errors import UserError
+from sd_erase.pairs import read_pairs
 from sd_erase.reproduce import Experiment, Recipe, names, read_recipe, render, tables
 from sd_erase.reproduce import bench as benches
 from sd_erase.reproduce.bench import Bench
@@ -113,7 +115,7 @@ def test_a_setting_is_applied_or_refused_by_name(dotted: str, said: str) -> None
 
 def test_the_splits_share_no_image_and_forget_and_retain_are_apart(bench: Bench) -> None:
     for side, concept in (("classes", "apple"), ("captions", "woman")):
-        found = bench.pairs(concept, side)
+        found = bench.pairs(bench.harvested(concept, side), concept, side)
         images = {split: {pair.image for name in ("forget", "retain") for pair in found[name, split]} for split in
                   ("train", "validation", "test")}  # fmt: skip
         assert all(images.values())
@@ -123,6 +125,40 @@ def test_the_splits_share_no_image_and_forget_and_retain_are_apart(bench: Bench)
         assert forget and retain and not forget & retain
     assert len(bench.classes()) == 20
     assert len(found["forget", "test"]) == 5 * len(forget)  # every caption of a forgotten image
+
+
+def test_what_a_run_saw_is_never_in_its_test_set(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On data without a test split, whatever the run's seed and harvest settings; and on data whose test split repeats other images."""
+    rows = benches.render_scenes("classes", tmp_path, bench.progress)
+    listing = tmp_path / "metadata.jsonl"
+    measured: set[str] = set()
+
+    def hits(_: Any, pairs: Any, *__: Any) -> Any:
+        measured.update(pair.image for pair in pairs)
+        return np.ones(len(pairs)), np.ones(len(pairs))
+
+    monkeypatch.setattr(tables, "_class_hits", hits)
+
+    def seen_and_tested(rows: list[dict[str, Any]], seed: int, settings: dict[str, Any]) -> tuple[set[str], set[str]]:
+        listing.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        mine = Bench(tmp_path / "bench", device="cpu")
+        mine.specs["classes"] = f"jsonl:{listing}"
+        run = mine.harvested("apple", "classes", seed, settings)
+        monkeypatch.setattr(mine, "run", lambda *_: run)  # nothing is trained: the pairs are what counts
+        monkeypatch.setattr(mine, "measured", lambda run, name, inputs, measure: measure(None))
+        measured.clear()
+        tables.zero_shot_of(mine, settings, "apple", seed, "classes", Recipe("x", settings=settings))
+        return {str(pair.image) for pair in read_pairs(run)}, set(measured)
+
+    unsplit = [{key: value for key, value in row.items() if key != "split"} for row in rows]
+    for seed in (0, 3):
+        seen, tested = seen_and_tested(unsplit, seed, {"harvest.max_forget": 5, "harvest.max_retain": 60 + seed})
+        assert seen and tested and not seen & tested, seed
+    split = [row | {"split": "test" if number % 3 == 0 else "train"} for number, row in enumerate(rows)]
+    seen, tested = seen_and_tested([*split, *(row | {"split": "train"} for row in split[::6])], 0, {})
+    assert seen and tested and not seen & tested
+    with pytest.raises(UserError, match="leaves no test image of the forget set of 'apple'"):
+        seen_and_tested(unsplit, 0, {})
 
 
 def test_zero_shot_is_measured_once_and_the_pocket_model_knows_its_classes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,12 +70,11 @@ def _zero_shot(recipe: Recipe, bench: Bench, source: str) -> list[dict[str, obje
     rows = []
     for concepts in recipe.concepts[side]:
         for method, settings in _rows(recipe):
-            seeds = recipe.seeds if settings is not None else (0,)
             rows.append(
                 {
                     "class": concepts,
                     "method": method,
-                    **_mean([zero_shot_of(own, settings, concepts, seed, side, recipe) for seed in seeds]),
+                    **_mean([zero_shot_of(own, settings, concepts, seed, side, recipe) for seed in recipe.seeds]),
                 }
             )
     return rows

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd_erase import bases, resources
-from sd_erase.captions import cifar100, open_dataset
+from sd_erase.captions import cifar100, digest, open_dataset
 from sd_erase.concepts import Concept, load_concepts
 from sd_erase.config import RunConfig, from_dict, override, to_dict
 from sd_erase.errors import UserError, unknown_choice
 from sd_erase.folders import locked, working_in
-from sd_erase.pairs import Pair, read_pairs
+from sd_erase.pairs import Pair, is_harvested, read_pairs
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.rundir import RunDir, fingerprint, read_json, replacing, write_json_atomic, write_jsonl_atomic
 from sd_erase.stages import run_stage, write_config, writing
@@ -90,6 +90,10 @@ class Bench:
             write_jsonl_atomic(listing, render_scenes(side, folder, self.progress))
         return f"jsonl:{listing}"
 
+    def stamp(self, side: str) -> str:
+        """What tells the data of a side apart: the captions' contents, of a user's own data."""
+        return self.specs[side] if self.specs[side] == "pocket" else fingerprint(self.specs[side], digest(self.specs[side]))
+
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, as they stand in the captions."""
         found = {cifar100.label_of(caption.text) for caption in self._captions("classes")}
@@ -105,32 +109,42 @@ class Bench:
         """The cards of ``"woman + man"``."""
         return load_concepts(from_dict({"concepts": _split(concepts)}))
 
-    def pairs(self, concepts: str, side: str = "classes", seed: int = 0, **settings: Any) -> dict[tuple[str, str], list[Pair]]:
-        """Harvested pairs by (set, split): ("forget" or "retain", "train", "validation" or "test").
-
-        The test pairs are the data set's own test split, or else all images that no training or validation pair shows. An image
-        belongs to the forget set where any of its captions names a concept.
+    def harvested(self, concepts: str, side: str = "classes", seed: int = 0, settings: dict[str, Any] | None = None) -> RunDir:
+        """The folder of the pairs of these settings, for what trains on none: the original.
 
         Args:
             concepts: a concept, or several joined by " + ".
-            settings: of the harvest, by dotted name.
+            settings: by dotted name.
         """
-        config = self.config(concepts, side, seed, settings)
+        config = self.config(concepts, side, seed, settings or {})
         run = RunDir(
             self.folder / "bench" / "pairs" / f"{side}-{_name(concepts)}-{fingerprint(to_dict(config.harvest), seed)[:8]}"
         )
-        self._stage("harvest", config, run)
+        if not is_harvested(config, run):
+            self._stage("harvest", config, run)
+        return run
+
+    def pairs(self, run: RunDir, concepts: str, side: str = "classes") -> dict[tuple[str, str], list[Pair]]:
+        """The pairs to measure `run` on, by (set, split): ("forget" or "retain", "train", "validation" or "test").
+
+        Training and validation pairs are the run's own. The test pairs are the data set's own test split, or else all images; without
+        those that the run's training or validation pairs show. An image belongs to the forget set where any of its captions names a
+        concept.
+
+        Args:
+            run: one that is harvested: a trained one, or `harvested`.
+            concepts: a concept, or several joined by " + ".
+        """
         found: dict[tuple[str, str], list[Pair]] = {
             (name, split): [] for name in ("forget", "retain") for split in ("train", "validation", "test")
         }
-        used = set()
+        used: set[str | None] = set()
         for pair in read_pairs(run):
             found[pair.set, pair.split].append(pair)
-            used.add(pair.key.rpartition("#")[0] or pair.key)
+            used |= {pair.key.rpartition("#")[0] or pair.key, pair.image}
         captions = [caption for caption in self._captions(side) if caption.image]
-        own = [caption for caption in captions if caption.split == "test"]
-        if not own:
-            own = [caption for caption in captions if caption.image_key not in used]
+        own = [caption for caption in captions if caption.split == "test"] or captions
+        own = [caption for caption in own if not {caption.image_key, caption.image} & used]
         selected = self.concepts(concepts)
         hits = {caption.key: tuple(match for concept in selected for match in concept.find(caption.text)) for caption in own}
         forgotten = {caption.image_key for caption in own if hits[caption.key]}
@@ -139,6 +153,19 @@ class Bench:
             spans = tuple((match.start, match.end) for match in hits[caption.key])
             found[name, "test"].append(Pair(caption.key, caption.image, caption.text, name, "test", None, spans, "test"))
         return found
+
+    def check_pairs(self, found: dict[tuple[str, str], list[Pair]], split: str, concepts: str, side: str) -> None:
+        """Refuse to measure on a forget or retain set that is empty.
+
+        Raises:
+            UserError: which one, and how it gets images.
+        """
+        for name in ("forget", "retain"):
+            if not found[name, split]:
+                raise UserError(
+                    f"Data set {self.dataset(side)} leaves no {split} image of the {name} set of {concepts!r} beside those that are trained "
+                    "on: pass data with a test split, or a smaller --set harvest.max_forget or harvest.max_retain."
+                )
 
     # runs
 
@@ -192,7 +219,7 @@ class Bench:
 
     def _run_name(self, config: RunConfig, concepts: str, side: str) -> str:
         key = {**to_dict(config), "device": None, "generate": None, "evaluate": None, "attack": None, "export": None}
-        key["harvest"] = {**key["harvest"], "dataset": self.specs[side]}
+        key["harvest"] = {**key["harvest"], "dataset": self.stamp(side)}
         stamp = fingerprint(key, self.base.source)[:8]
         return f"{side}-{_name(concepts)}-{_name(config.train.objective)}-seed{config.seed}-{stamp}"
 

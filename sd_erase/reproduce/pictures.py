@@ -130,9 +130,12 @@ def heat_maps(recipe: Recipe, bench: Bench) -> Experiment:
     from sd_erase.detection import load_detector
 
     (side, (concepts, *_)), (method, own) = next(iter(recipe.concepts.items())), next(iter(recipe.methods.items()))
-    towers = bench.towers(bench.run({**recipe.settings, **own}, concepts, recipe.seeds[0], side))
+    run = bench.run({**recipe.settings, **own}, concepts, recipe.seeds[0], side)
+    towers = bench.towers(run)
     labels = {label for concept in bench.concepts(concepts) for label in concept.labels}
-    paths = sorted({str(pair.image) for pair in bench.pairs(concepts, side)["forget", "test"]})
+    pairs = bench.pairs(run, concepts, side)
+    bench.check_pairs(pairs, "test", concepts, side)
+    paths = sorted({str(pair.image) for pair in pairs["forget", "test"]})
     paths = spread(paths, int(recipe.sizes.get("images", 100)))
     detector = load_detector(bench.base.detector, device=resources.device(bench.device))
     scenes = []
@@ -276,8 +279,10 @@ def tsne(recipe: Recipe, bench: Bench) -> Experiment:
     The table gives the mean cosine of a class's images and its own prompts, which t-SNE's distances only hint at.
     """
     (side, (concepts, *_)), (method, own) = next(iter(recipe.concepts.items())), next(iter(recipe.methods.items()))
-    towers = bench.towers(bench.run({**recipe.settings, **own}, concepts, recipe.seeds[0], side))
-    pairs = bench.pairs(concepts, side)
+    run = bench.run({**recipe.settings, **own}, concepts, recipe.seeds[0], side)
+    towers = bench.towers(run)
+    pairs = bench.pairs(run, concepts, side)
+    bench.check_pairs(pairs, "test", concepts, side)
     by_class: dict[str, list[str]] = {}
     for name in ("forget", "retain"):
         for pair in pairs[name, "test"]:

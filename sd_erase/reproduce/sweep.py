@@ -121,7 +121,7 @@ def sweep(
     Raises:
         UserError: an unknown setting, or data that do not fit.
     """
-    recipe = Recipe(f"Sweep: {concepts}")
+    recipe = Recipe(f"Sweep: {concepts}", settings=settings)
     chosen = points(axes, number, seed)
     for point in chosen:  # all are checked before the first is trained
         try:

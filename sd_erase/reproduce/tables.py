@@ -12,7 +12,7 @@ from sd_erase.captions import cifar100
 from sd_erase.metrics import tasks
 from sd_erase.reproduce import Experiment, Recipe
 from sd_erase.reproduce.bench import Bench
-from sd_erase.rundir import replacing
+from sd_erase.rundir import RunDir, fingerprint, replacing
 
 if TYPE_CHECKING:
     from sd_erase.clip import Towers
@@ -37,14 +37,18 @@ def zero_shot_of(
     """Zero-shot prediction and retrieval in percent, of the run with these settings; None is the original.
 
     With "classes" both are over all class names (see `metrics.tasks`); with "captions" over pools of pairs of the same set.
+
+    Raises:
+        UserError: the data leave no image of the forget or the retain set to measure on.
     """  # fmt: skip
-    run = None if settings is None else bench.run(settings, concepts, seed, side)
+    run, source = _run_and_pairs(bench, settings, concepts, seed, side, recipe)
     most = int(recipe.sizes.get("test", MOST))
     asked = recipe.sizes.get("templates", "pocket" if bench.base.pocket else "cifar100")
-    inputs = [side, concepts, split, most, asked if side == "classes" else POOL, bench.specs[side]]
+    inputs = [side, concepts, split, most, asked if side == "classes" else POOL, bench.stamp(side), fingerprint(source.pairs)]
 
     def measure(towers: Towers) -> dict[str, float]:
-        found = bench.pairs(concepts, side)
+        found = bench.pairs(source, concepts, side)
+        bench.check_pairs(found, split, concepts, side)
         sets = {name: found[name, split] for name in ("forget", "retain")}
         if side == "captions":
             sets = {name: _one_an_image(pairs) for name, pairs in sets.items()}
@@ -61,6 +65,16 @@ def zero_shot_of(
         return result
 
     return bench.measured(run, f"zero-shot-{split}", inputs, measure)
+
+
+def _run_and_pairs(
+    bench: Bench, settings: dict[str, Any] | None, concepts: str, seed: int, side: str, recipe: Recipe
+) -> tuple[RunDir | None, RunDir]:
+    """The run with these settings, and whose pairs it is measured on: its own; the original (None) on those that the methods share."""
+    if settings is None:
+        return None, bench.harvested(concepts, side, seed, recipe.settings)
+    run = bench.run(settings, concepts, seed, side)
+    return run, run
 
 
 def _one_an_image(pairs: Sequence[Pair]) -> list[Pair]:
@@ -116,8 +130,7 @@ def zero_shot(recipe: Recipe, bench: Bench) -> Experiment:
     rows = []
     for side, erasures in recipe.concepts.items():
         for method, settings in _rows(recipe):
-            seeds = recipe.seeds if settings is not None else (0,)
-            cells = [zero_shot_of(bench, settings, each, seed, side, recipe) for each in erasures for seed in seeds]
+            cells = [zero_shot_of(bench, settings, each, seed, side, recipe) for each in erasures for seed in recipe.seeds]
             rows.append({"data": side, "method": method, **_mean(cells)})
     return Experiment(["data", "method", *ZERO_SHOT, *SPARED], rows, notes=_notes(recipe))
 
@@ -150,7 +163,7 @@ def retrieval(recipe: Recipe, bench: Bench) -> Experiment:
     side, erasures = next(iter(recipe.concepts.items()))
     for method, settings in _rows(recipe):
         for concepts in erasures:
-            for seed in recipe.seeds if settings is not None else (0,):
+            for seed in recipe.seeds:
                 result = recall_of(bench, settings, concepts, seed, side, recipe)
                 for task, values in result.items():
                     found.setdefault((task, method), []).append(values)
@@ -169,11 +182,12 @@ def recall_of(
     bench: Bench, settings: dict[str, Any] | None, concepts: str, seed: int, side: str, recipe: Recipe
 ) -> dict[str, dict[str, float]]:
     """Recall in percent by task, of the run with these settings; None is the original."""
-    run = None if settings is None else bench.run(settings, concepts, seed, side)
+    run, source = _run_and_pairs(bench, settings, concepts, seed, side, recipe)
     most = int(recipe.sizes.get("test", MOST))
 
     def measure(towers: Towers) -> dict[str, dict[str, float]]:
-        found = bench.pairs(concepts, side)
+        found = bench.pairs(source, concepts, side)
+        bench.check_pairs(found, "test", concepts, side)
         by_image: dict[str, list[Pair]] = {}
         for name in ("forget", "retain"):
             for pair in found[name, "test"]:
@@ -200,7 +214,7 @@ def recall_of(
             for task, (places, sets) in ranks.items()
         }
 
-    return bench.measured(run, "recall", [side, concepts, most, bench.specs[side]], measure)
+    return bench.measured(run, "recall", [side, concepts, most, bench.stamp(side), fingerprint(source.pairs)], measure)
 
 
 def proportion(recipe: Recipe, bench: Bench) -> Experiment:
@@ -212,7 +226,7 @@ def proportion(recipe: Recipe, bench: Bench) -> Experiment:
             forgotten = len(concepts.split(" + ")) if count else 0
             # nothing is forgotten at 0 %: every method is the original there, on the first erasure's classes
             own = settings if count else None
-            cells = [zero_shot_of(bench, own, concepts, seed, side, recipe) for seed in (recipe.seeds if own else (0,))]
+            cells = [zero_shot_of(bench, own, concepts, seed, side, recipe) for seed in recipe.seeds]
             rows.append({"method": method, "classes": forgotten, "share %": 100 * forgotten / total, **_mean(cells)})
     figure = plot_lines(rows, bench.experiment_folder / "figure3")
     return Experiment(["method", "classes", "share %", *ZERO_SHOT], rows, [figure], _notes(recipe))
