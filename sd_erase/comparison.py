@@ -23,7 +23,7 @@ from sd_erase.config import AttackConfig, RunConfig, check_methods, from_dict, o
 from sd_erase.detection import Detector, load_detector
 from sd_erase.drawing import base_stamp
 from sd_erase.erasure.sd import anchored
-from sd_erase.errors import UserError
+from sd_erase.errors import UserError, shortened
 from sd_erase.evaluation import detect_files
 from sd_erase.folders import Busy, Hold, claim, locked, working_in
 from sd_erase.images import Settings, draw, sheet
@@ -93,7 +93,17 @@ def read_recipe(path: str | Path) -> Recipe:
     if recipe.images.keys() - GROUPS or recipe.images.get("named", 0) < 1:
         raise UserError(f"Recipe {path}: images must give a number for named, and for none but {', '.join(sorted(GROUPS))}.")
     check_methods(path, recipe.settings, recipe.methods)
+    for what, names in (("method", list(recipe.methods)), ("concept", list(recipe.concepts))):
+        _check_names(path, what, names)
     return recipe
+
+
+def _check_names(path: Path, what: str, names: Sequence[str]) -> None:
+    """Refuse two names that would share a folder, where one's figures would stand for the other's."""
+    seen: dict[str, str] = {}
+    for name in dict.fromkeys(map(str, names)):
+        if (other := seen.setdefault(_name(name), name)) != name:
+            raise UserError(f"Recipe {path}: {what}s {shortened(other)} and {shortened(name)} would have one folder: rename one.")
 
 
 def _mapping(path: Path, values: dict[str, Any], key: str, kinds: tuple[type, ...]) -> dict[str, Any]:
@@ -371,8 +381,15 @@ class _Bench:
         sheet(captions, rows, self.folder / f"contact-{_name(concepts)}.png")
 
 
+MAX_NAME = 60  # characters of a folder's name
+
+
 def _name(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+    """`text` as a folder's name: one folder, never one above it; what it cannot say of other scripts stands as a hash."""
+    name = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+    if name and len(name) <= MAX_NAME and text.isascii():
+        return name
+    return f"{name[: MAX_NAME - 9]}-{fingerprint(text)[:8]}".strip("-.")
 
 
 def _similarity(run: RunDir) -> dict[str, float] | None:

@@ -138,16 +138,24 @@ def _empty_cache() -> None:
         torch.cuda.empty_cache()
 
 
+def unreadable() -> tuple[type[Exception], ...]:
+    """What Pillow raises over a file that is no image, or one that unfolds to more pixels than any image has."""
+    from PIL import Image, UnidentifiedImageError
+
+    # ImportError: ultralytics' Image.open, where it was imported first; SyntaxError and ValueError: chunks of a damaged PNG
+    return UnidentifiedImageError, Image.DecompressionBombError, OSError, ImportError, SyntaxError, ValueError
+
+
 def is_drawn(path: Path, stamp: str) -> bool:
     """Whether `path` is an image drawn from these inputs."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if not stamp or not path.is_file():
         return False
     try:
         with Image.open(path) as image:
             return image.info.get("inputs") == stamp
-    except (UnidentifiedImageError, OSError, ImportError):  # ImportError: ultralytics' Image.open, where it was imported first
+    except unreadable():
         return False
 
 

@@ -17,6 +17,7 @@ from sd_erase import bases, markdown, resources
 from sd_erase.concepts import Concept, all_cards, read_concepts
 from sd_erase.config import RunConfig
 from sd_erase.detection import BATCH_SIZE, Detection, Detector, load_detector
+from sd_erase.drawing import unreadable
 from sd_erase.errors import UserError
 from sd_erase.metrics.rates import ImagePair, detection_rates, is_found, surplus, surplus_p_values
 from sd_erase.metrics.verdicts import doubts
@@ -262,7 +263,7 @@ def detect_files(
                 try:
                     image = PIL.Image.open(path)
                     image.load()
-                except (PIL.UnidentifiedImageError, OSError, ImportError) as error:  # ImportError: ultralytics' Image.open
+                except unreadable() as error:
                     raise UserError(f"Image {path} is missing or damaged: run `sd-erase generate` again.") from error
                 images.append(image)
                 pictures.append(Picture.of(image))

@@ -170,7 +170,8 @@ def parse_header(text: str, numbers: int) -> tuple[dict[str, str], dict[str, dic
         raise ValueError("its header is nested too deeply") from None
     if not isinstance(header, dict) or not text.startswith("{"):
         raise ValueError("its header is no JSON object")
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata is no mapping of names to texts")
     for name, entry in header.items():

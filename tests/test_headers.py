@@ -58,6 +58,8 @@ BAD: list[tuple[str, str | bytes, bytes, str]] = [
     ("list", "[]", b"", "no JSON object"),
     ("nothing", "", b"", "no JSON"),
     ("metadata of numbers", '{"__metadata__":{"a":1}}', b"", "no mapping of names to texts"),
+    ("an empty list for metadata", '{"__metadata__":[]}', b"", "no mapping of names to texts"),
+    ("a zero for metadata", '{"__metadata__":0}', b"", "no mapping of names to texts"),
     ("metadata of lists", '{"__metadata__":[]}' .replace("[]", "[1]"), b"", "no mapping of names to texts"),
     ("nested", '{"a":' + "[" * 100_000 + "]" * 100_000 + "}", b"", "nested too deeply"),
     ("no UTF-8", b'{"a\xff":{}}', b"", "no UTF-8"),

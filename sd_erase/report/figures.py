@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase.concepts import Concept
+from sd_erase.drawing import unreadable
 from sd_erase.errors import UserError
 from sd_erase.progress import NoProgress
 from sd_erase.rundir import RunDir, read_jsonl
@@ -119,12 +120,12 @@ def _pieces(prompt: str, concepts: Sequence[Concept]) -> list[tuple[str, bool]]:
 
 
 def _side(path: Path, side: str, detections: list[dict[str, Any]] | None, labels: set[str], size: int) -> dict[str, Any]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    except unreadable() as error:
         raise UserError(f"Image {path} is missing or damaged: run `sd-erase generate` again.") from error
     width, height = image.size
     boxes = [
