@@ -61,6 +61,7 @@ def add_lora(states: Mapping[str, dict[str, Any]], path: Path) -> dict[str, dict
     """
     header = formats.read_header(path)
     found, unknown = _sorted(states, header)
+    unknown = _that_change(header, unknown)
     if unknown or not found:
         raise _refusal(path, header, unknown)
     changed = {component: dict(state) for component, state in states.items()}
@@ -130,11 +131,20 @@ def _sorted(states: Mapping[str, dict[str, Any]], header: formats.Header) -> tup
     return found, unknown
 
 
+def _that_change(header: formats.Header, names: list[str]) -> list[str]:
+    """Those of `names` that are no part of a change by zero, as ComfyUI's LoraSave writes of every layer that stayed as it was."""
+    changes = [name for name in names if name.endswith((".lora_up.weight", ".diff", ".diff_b"))]
+    tensors = formats.read_tensors(header.path, changes)
+    same = {name.removesuffix(".weight").rpartition(".")[0] for name in changes if not tensors[name].any()}
+    same -= {name.removesuffix(".weight").rpartition(".")[0] for name in changes if tensors[name].any()}
+    return [name for name in names if name.removesuffix(".weight").rpartition(".")[0] not in same]
+
+
 def _refusal(path: Path, header: formats.Header, unknown: list[str]) -> UserError:
     """Why a file's tensors cannot all be added to the text encoders."""
     for pattern, what in KINDS:
-        if any(re.search(pattern, name) for name in header.tensors):
-            first = next(name for name in header.tensors if re.search(pattern, name))
+        if any(re.search(pattern, name) for name in unknown):
+            first = next(name for name in unknown if re.search(pattern, name))
             return UserError(
                 f"File {path} is {what} ({first}), which is not read: merge it where it was made, and pass the merged model."
             )

@@ -211,6 +211,29 @@ def test_what_comfyui_saves_of_our_file_is_read(files: dict[str, Path], pipeline
     assert torch.equal(states(erased), states(sd_erase.load_erased(pipeline, files["run"])))
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_comfyuis_lorasave_writes_is_read(files: dict[str, Path], pipeline: Any, tmp_path: Path, moved: bool) -> None:
+    """It names every layer, those that stayed as they were too, and the projection that our encoders do not have."""
+    place = "text_encoders.clip_l.transformer."
+    tensors = {f"{place}text_projection.{part}.weight": torch.zeros(4, 4) for part in ("lora_up", "lora_down")}
+    tensors[f"{place}text_projection.lora_down.weight"] += 0.1
+    tensors[f"{place}text_projection.lora_up.weight"] += 0.1 * moved
+    tensors |= {f"{place}text_model.final_layer_norm.{part}": torch.zeros(128) for part in ("diff", "diff_b")}
+    for name, value in safetensors.torch.load_file(files["lora"]).items():
+        layer, _, part = name.partition(".")
+        if part != "alpha":
+            dotted = layer.removeprefix("lora_te_text_model_encoder_layers_").partition("_")
+            module = next(each for each in formats.LINEARS if each.replace(".", "_") == dotted[2])
+            tensors[f"{place}text_model.encoder.layers.{dotted[0]}.{module}.{part}"] = value
+    safetensors.torch.save_file(tensors, tmp_path / "extracted.safetensors")
+    if moved:  # a change of what is not there is not dropped
+        with pytest.raises(UserError, match="text_projection"):
+            sd_erase.load_erased(pipeline, tmp_path / "extracted.safetensors")
+        return
+    erased = sd_erase.load_erased(pipeline, tmp_path / "extracted.safetensors")
+    assert torch.allclose(states(erased), states(sd_erase.load_erased(pipeline, files["run"])), atol=1e-5)
+
+
 @pytest.mark.parametrize("given", ["none", "identity", "own"])
 def test_the_projection_of_sd3s_encoder_is_not_replaced_by_a_filler(given: str) -> None:
     """Its pooled output is projected: a CLIP-L file's missing projection, or ComfyUI's identity, must not take its place."""
