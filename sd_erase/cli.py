@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from sd_erase import __version__, quiet, schema
+from sd_erase import __version__, catalog, quiet, schema
 from sd_erase.config import SECTIONS, RunConfig
 from sd_erase.errors import UserError
 from sd_erase.flags import CONCEPT, FLAGS, Checked, FilePath, given_names, resolve_config, section, settings, type_of
@@ -673,9 +673,13 @@ def reproduce_command(
     """
     from sd_erase.progress import RichProgress
     from sd_erase.reproduce import names, render, reproduce
+    from sd_erase.reproduce.asked import check_experiments
     from sd_erase.reproduce.bench import Bench
 
     asked = names(experiments)
+    for name in asked:
+        catalog.resolve(catalog.EXPERIMENTS, name, "Experiment")
+    check_experiments(asked, base, datasets, device, dict(changes), objectives, concepts)
     bench = Bench(output, base, datasets, device, RichProgress())
     with bench.working():
         results = [reproduce(name, bench, dict(changes), objectives, concepts) for name in asked]
@@ -731,10 +735,13 @@ def sweep_command(
       sd-erase sweep --concept apple --over train.learning_rate=1e-5..1e-3 --random 8
     """
     from sd_erase.progress import RichProgress
+    from sd_erase.reproduce.asked import check_sweep
     from sd_erase.reproduce.bench import Bench
-    from sd_erase.reproduce.sweep import read_axis, render, sweep
+    from sd_erase.reproduce.sweep import points, read_axis, render, sweep
 
     axes = [read_axis(text) for text in over]
+    tried = [{**dict(changes), **point} for point in points(axes, number or 0, seed)]
+    check_sweep(tried, " + ".join(concepts), side, base, datasets, device, seed)
     bench = Bench(output, base, datasets, device, RichProgress())
     with bench.working():
         result = sweep(bench, " + ".join(concepts), side, dict(changes), axes, number or 0, seed)

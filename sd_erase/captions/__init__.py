@@ -109,7 +109,7 @@ def digest(spec: str) -> list[tuple[str, str]]:
     if not path or reader in ("pocket", "synthetic"):
         return []
     location = Path(os.path.expanduser(path))
-    if reader in HUB and not os.path.exists(location):
+    if reader in HUB and re.fullmatch(r"[\w\-]+/[\w.\-]+", path) and not os.path.exists(location):
         return []
     location = _location(spec, reader, path)
     root = location if location.is_dir() else location.parent

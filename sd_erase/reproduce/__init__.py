@@ -24,9 +24,10 @@ PAPER = "CLIPErase: Efficient Unlearning of Visual-Textual Associations in CLIP"
 
 
 OTHER_FLAGS = {
-    "base": "--base", "device": "--device", "concepts": "--concept", "concept_file": "--concept", "harvest.dataset": "--dataset",
+    "base": "--base", "concepts": "--concept", "concept_file": "--concept", "harvest.dataset": "--dataset",
     "train.objective": "--method, which adds a row of its own name", "seed": "a recipe of your own with seeds",
-    "train.clip": "--base",
+    "train.clip": "--base", "device": "--device", "kind": "a concept card of your own with --concept",
+    "exact": "a concept card of your own with --concept", "anchor": "a concept card of your own with --concept",
 }  # fmt: skip
 SIZES = ("across", "classes", "images", "model", "models", "prompts", "shown", "steps", "templates", "test", "training_steps")
 
@@ -111,18 +112,22 @@ def read_recipe(
     if concepts:
         values["concepts"] = {kind: list(concepts) for kind in values.get("concepts", {})}
     for dotted, value in (changes or {}).items():
-        _check_read(dotted)
+        check_read(dotted)
         target, key = ("sizes", dotted[6:]) if dotted.startswith("sizes.") else ("settings", dotted)
         values.setdefault(target, {})[key] = value
         if target == "settings":  # what the user asks for goes before what a method's row says
             for settings in values["methods"].values():
                 settings.pop(key, None)
+                if key.startswith("train.weights.") and "train.weights" in settings:
+                    settings["train.weights"].pop(key.removeprefix("train.weights."), None)
+    if changes or objectives or concepts:  # a recipe's notes tell how its own settings were chosen
+        values["notes"] = ()
     recipe = Recipe(**values)
     check_methods(path, recipe.settings, recipe.methods)
     return recipe
 
 
-def _check_read(dotted: str) -> None:
+def check_read(dotted: str) -> None:
     """Refuse a `--set` that no experiment reads, or that another flag decides: it would be ignored.
 
     Raises:

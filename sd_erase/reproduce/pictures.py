@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sd_erase import quiet, resources
 from sd_erase.clip import caption_of
+from sd_erase.config import load
 from sd_erase.errors import UserError
 from sd_erase.metrics import tasks
 from sd_erase.metrics.relevance import relevance
@@ -16,6 +17,7 @@ from sd_erase.reproduce import Experiment, Recipe
 from sd_erase.reproduce.bench import Bench
 from sd_erase.reproduce.tables import _rows as encoders
 from sd_erase.reproduce.tables import save_figure, spread
+from sd_erase.rundir import RunDir
 
 if TYPE_CHECKING:
     import torch
@@ -169,8 +171,13 @@ def heat_maps(recipe: Recipe, bench: Bench) -> Experiment:
                 }
             )  # fmt: skip
     figure = plot_heat_maps(pictures, words, maps, int(recipe.sizes.get("shown", 6)), bench.experiment_folder / "figure5")
-    notes = [f"Method {method}, both towers, {concepts}; relevance of Chefer et al. 2021; texts are 'a photo of a NAME'."]
+    notes = [f"Method {method}, {_towers_of(run)}, {concepts}; relevance of Chefer et al. 2021; texts are 'a photo of a NAME'."]
     return Experiment(list(rows[0]), rows, [figure], notes)
+
+
+def _towers_of(run: RunDir) -> str:
+    """Which towers a run trained, by its own settings."""
+    return "both towers" if load(run.config).train.towers == "both" else "text tower"
 
 
 def _maps(towers: Towers, pixels: torch.Tensor, captions: list[str]) -> torch.Tensor:
@@ -312,7 +319,7 @@ def tsne(recipe: Recipe, bench: Bench) -> Experiment:
         )  # fmt: skip
     figure = plot_tsne(panels, forgotten, bench.experiment_folder / "figure6")
     notes = [
-        f"Method {method}, both towers, {concepts}; {sum(map(len, paths.values()))} test images and {len(forms)} prompts a class. Each "
+        f"Method {method}, {_towers_of(run)}, {concepts}; {sum(map(len, paths.values()))} test images and {len(forms)} prompts a class. Each "
         "panel is a projection of its own: neighbourhoods can be compared, positions cannot."
     ]
     return Experiment(list(rows[0]), rows, [figure], notes)
