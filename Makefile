@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo   erase 'bicycle' from the embedded pocket model and write the report page"
 	@echo "make test   run the tests"
-	@echo "make lint   check the style"
+	@echo "make lint   check style and types"
 	@echo "make wheel  build the source archive and the wheel into dist/"
 
 demo: $(STAMP)
@@ -24,6 +24,7 @@ test-slow: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check sd_erase tests
+	$(BIN)/mypy
 
 wheel: $(STAMP)
 	$(BIN)/python -m build
