@@ -198,6 +198,7 @@ def check_same_concept(config: RunConfig, run: RunDir) -> None:
 
 def resume(flags: dict[str, Any], stage: str) -> tuple[RunConfig, RunDir]:
     """Settings and run of a command that does `stage` with a trained one: --run or the latest."""
+    from sd_erase import chain
     from sd_erase.preflight import check
 
     path: Path | None = flags["run_path"]
@@ -205,7 +206,8 @@ def resume(flags: dict[str, Any], stage: str) -> tuple[RunConfig, RunDir]:
     if not run.config.is_file():
         raise UserError(f"Run {run} has no config.yaml: pass the folder of a run with --run, or run `sd-erase train` first.")
     config = resolve_config(flags, run.config)
-    check(config, (stage,), given_names(flags))
+    # what only reads what was drawn needs no base
+    check(config, (stage,), given_names(flags), chain.base_of(run, config) if stage in ("evaluate", "report") else None)
     return config, run
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, components, formats
+from sd_erase import bases, components, digests, formats, provenance
 from sd_erase.bases import Base, TextEncoder
 from sd_erase.concepts import Concept, common_nouns
 from sd_erase.errors import UserError
 from sd_erase.formats import prefixed
 from sd_erase.hub import folder_of, loading
-from sd_erase.rundir import RunDir, replacing
+from sd_erase.rundir import RunDir, fingerprint, replacing
 from sd_erase.weights import load_named
 
 if TYPE_CHECKING:
@@ -263,14 +263,17 @@ def read_pixels(processor: Any, paths: Sequence[str]) -> torch.Tensor:
 def cached_image_embeddings(
     towers: Towers, paths: Sequence[str], cache: Path, advance: Callable[[int], None]
 ) -> dict[str, torch.Tensor]:
-    """The frozen vision tower's embedding of every path, computed once and kept in `cache`."""
+    """The frozen vision tower's embedding of every path, computed once and kept in `cache`.
+
+    They are known again by content: the images', the vision tower's, and how the images are prepared for it.
+    """
     import torch
     from safetensors.torch import save_file
 
     wanted = sorted(set(paths))
-    listing = cache.with_suffix(".json")
-    if cache.is_file() and listing.is_file() and json.loads(listing.read_text(encoding="utf-8")) == wanted:
-        table = load_state(cache)["embeddings"]
+    inputs = fingerprint([digests.of_file(Path(path)) for path in wanted], vision_stamp(towers))
+    table = _read_table(cache, inputs)
+    if table is not None:
         advance(len(wanted))
     else:
         parts = []
@@ -282,9 +285,30 @@ def cached_image_embeddings(
             advance(len(chunk))
         table = torch.cat(parts).contiguous()
         cache.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"embeddings": table}, cache)
-        listing.write_text(json.dumps(wanted), encoding="utf-8")
+        with replacing(cache) as temporary:
+            save_file({"embeddings": table}, temporary, {"inputs": inputs})
     return dict(zip(wanted, table, strict=True))
+
+
+def vision_stamp(towers: Towers) -> str:
+    """A digest of all that makes an image's embedding what it is beside the image: weights in memory, preparation, library."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(towers.frozen_clip.state_dict().items()):
+        if name.startswith(("vision_model.", "visual_projection.")):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(formats.raw_bytes(tensor.cpu()))
+    prepared = towers.image_processor.to_dict()
+    return fingerprint(digest.hexdigest(), prepared, provenance.version_of("transformers"))
+
+
+def _read_table(cache: Path, inputs: str) -> torch.Tensor | None:
+    """The embeddings of a cache made of these inputs; a damaged cache is none."""
+    try:
+        if formats.read_header(cache).metadata.get("inputs") != inputs:
+            return None
+        return load_state(cache)["embeddings"]
+    except (UserError, OSError, KeyError):
+        return None
 
 
 NEIGHBOURS = 8

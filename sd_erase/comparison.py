@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import re
 import statistics
 from collections.abc import Iterator, Sequence
@@ -16,17 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sd_erase import bases, markdown, resources, yamlfile
+from sd_erase import bases, chain, digests, markdown, resources, yamlfile
 from sd_erase.attacks import stage as attacks
 from sd_erase.concepts import Concept, load_concepts, read_concepts
-from sd_erase.config import AttackConfig, RunConfig, check_methods, from_dict, override, to_dict
-from sd_erase.detection import Detector, load_detector
+from sd_erase.config import RunConfig, check_methods, from_dict, override, to_dict
+from sd_erase.detection import Detector
 from sd_erase.drawing import base_stamp
 from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError, shortened
-from sd_erase.evaluation import detect_files
+from sd_erase.evaluation import decides, detect_files, detector_of
 from sd_erase.folders import Busy, Hold, claim, locked, working_in
-from sd_erase.images import Settings, draw, sheet
+from sd_erase.images import Settings, draw, files_of, sheet
 from sd_erase.metrics.rates import wilson
 from sd_erase.probes import Coherence, answers, probes, psnr, unlisted_words
 from sd_erase.progress import NoProgress, Progress
@@ -95,6 +96,13 @@ def read_recipe(path: str | Path) -> Recipe:
     check_methods(path, recipe.settings, recipe.methods)
     for what, names in (("method", list(recipe.methods)), ("concept", list(recipe.concepts))):
         _check_names(path, what, names)
+    for method, settings in recipe.methods.items():
+        for name in settings:
+            if name in ("base", "device", "seed") or name.startswith(("generate.", "evaluate.", "attack.")):
+                raise UserError(
+                    f"Recipe {path}: method {method!r} sets {name}, but all methods are compared on the same images' terms: put it "
+                    "under settings."
+                )
     return recipe
 
 
@@ -181,9 +189,15 @@ class _Bench:
 
     def __init__(self, recipe: Recipe, folder: Path, progress: Progress):
         self.recipe, self.folder, self.progress = recipe, folder, progress
-        self.originals: dict[str, dict[str, Any]] = {}
+        self.originals: dict[str, dict[str, Any]] = {}  # concepts -> the original beside the first method
         self._models: dict[str, Any] = {}
-        self.attacked: dict[str, tuple[list[str], Any, dict[str, Any]]] = {}  # prompts, latents, the control's shares
+        self._detected = self._base_stamp = self._stamp = ""  # of the detector and base; of the base; of what it is drawn with
+        self._first: dict[tuple[str, str], list[str]] = {}
+        # by concepts and what the groups of prompts are: methods may choose other anchors
+        self._measured: dict[tuple[str, str], dict[str, Any]] = {}
+        self.paths: dict[tuple[tuple[str, str], str], list[Path]] = {}
+        self.features: dict[tuple[str, str], Any] = {}
+        self.attacked: dict[tuple[str, str], tuple[list[str], Any, dict[str, Any]]] = {}  # prompts, latents, the control's shares
 
     def config(self, method: str, concepts: str, seed: int) -> RunConfig:
         """The settings of one cell."""
@@ -204,112 +218,159 @@ class _Bench:
         return RunDir(self.folder / "runs" / _name(concepts) / f"{_name(method)}-seed{seed}")
 
     def measure(self, method: str, concepts: str, seed: int) -> dict[str, Any]:
-        """Train one cell and answer the questions, or read the answers."""
+        """Train one cell and answer the questions, or read the answers where they are of what lies here now."""
         config = self.config(method, concepts, seed)
         run = self._run(method, concepts, seed)
-        inputs = fingerprint(to_dict(config), self.recipe.images, self.recipe.prompts)
         path = run.path / "probes.json"
-        if (
-            path.is_file()
-            and (known := read_json(path)).get("inputs") == inputs
-            and (known.get("attacked") == self.recipe.attacked or not self.recipe.attacked)
-        ):
-            self.originals[concepts] = known["original"]
-            return known
         with writing(config, run):
             write_config(config, run)
-            cell = {"method": method, "concepts": concepts, "seed": seed, "inputs": inputs, **self._answers(config, run, concepts)}
-            write_json_atomic(path, cell)
+            run_stage("harvest", config, run, self.progress)
+            trained = run_stage("train", config, run, self.progress)
+            found = read_concepts(run)
+            groups = probes(found, trained["anchor"], bases.resolve(config.base), config.generate.prompts, self.recipe.prompts)
+            inputs = self._inputs(config, run, groups)
+            pictures = self._pictures(config, run, concepts, groups)
+            cell = self._known(path, inputs, pictures)
+            if cell is None:
+                answered = self._answers(config, run, concepts, trained, found, groups)
+                cell = {"method": method, "concepts": concepts, "seed": seed, "inputs": inputs, **answered}
+                cell["pictures"] = digests.of_images(pictures)
+                cell = json.loads(json.dumps(cell))  # as it will be read: the seal is of that
+                write_json_atomic(path, {**cell, "seal": fingerprint(cell)})
+        self.originals.setdefault(concepts, cell["original"])
         return cell
 
-    def _answers(self, config: RunConfig, run: RunDir, concepts: str) -> dict[str, Any]:
-        """Train one cell and answer the questions."""
-        run_stage("harvest", config, run, self.progress)
-        trained = run_stage("train", config, run, self.progress)
-        pipeline, detector, coherence, settings = self._shared(config)
-        found = read_concepts(run)
-        groups = probes(found, trained["anchor"], bases.resolve(config.base), config.generate.prompts, self.recipe.prompts)
-        original = self._original(concepts, groups, found, pipeline, detector, coherence, settings)
+    def _inputs(self, config: RunConfig, run: RunDir, groups: dict[str, list[str]]) -> str:
+        """All that the answers of a cell depend on, by content."""
+        if not self._detected:
+            self._detector = detector_of(config, run)
+            self._base_stamp = base_stamp(bases.resolve(config.base), self.progress)
+            self._detected = fingerprint(decides(self._detector), self._base_stamp)
+        encoder = chain.Chain(run, config).now("encoder")
+        code = digests.of_sources("comparison", "probes", "attacks")
+        asked = (self.recipe.images, groups, self.recipe.attacked, config.seed)
+        return fingerprint(to_dict(config), asked, encoder, self._detected, code)
+
+    def _pictures(self, config: RunConfig, run: RunDir, concepts: str, groups: dict[str, list[str]]) -> list[str]:
+        """The images from which the answers of a cell are counted."""
+        found: list[Path] = []
+        for group, prompts in {**groups, REDRAWN: groups["anchor"]}.items():
+            if not self._images(group):
+                continue
+            folders = [self._original_folder(concepts, group, prompts)]
+            folders += [run.path / "probes" / group] if group not in ("anchor", REDRAWN) else []
+            wanted = self._settings(config, group)
+            found += [path for folder in folders for path in files_of([Prompt(text) for text in prompts], folder, wanted)]
+        return [str(path) for path in found]
+
+    def _known(self, path: Path, inputs: str, pictures: list[str]) -> dict[str, Any] | None:
+        """The answers that are kept in `path`, if nobody changed them and they are of these inputs and images."""
+        try:
+            known = read_json(path)
+            seal = known.pop("seal", None)
+        except (FileNotFoundError, ValueError, AttributeError):
+            return None
+        if known.get("inputs") != inputs or seal != fingerprint(known):
+            return None
+        return known if known.get("pictures") == digests.of_images(pictures) else None
+
+    def _answers(
+        self,
+        config: RunConfig,
+        run: RunDir,
+        concepts: str,
+        trained: dict[str, Any],
+        found: list[Concept],
+        groups: dict[str, list[str]],
+    ) -> dict[str, Any]:
+        """Draw with one cell's encoder and answer the questions."""
+        pipeline, detector, coherence = self._shared(config)
+        original = self._original(config, concepts, groups, found, pipeline, detector, coherence)
         from sd_erase.pipeline import erased_pipeline
 
         erased = erased_pipeline(pipeline, run)
-        stamp = fingerprint(self._base_stamp, run.encoder / "text_encoder" / "model.safetensors")
+        stamp = fingerprint(self._stamp, chain.Chain(run, config).now("encoder"))
         cell: dict[str, Any] = {"groups": {}}
+        key = concepts, fingerprint(groups)
         for group, prompts in groups.items():
             if group == "anchor" or not self._images(group):
                 continue
-            paths, captions = self._draw(erased, prompts, run.path / "probes" / group, group, settings, stamp)
+            paths, captions = self._draw(config, erased, prompts, run.path / "probes" / group, group, stamp)
             cell["groups"][group] = answers(
                 group, captions, detect_files(detector, paths, f"{group} detections", self.progress)[0], found, detector
             )
             if group == "untouched":
-                cell["groups"][group]["psnr"] = statistics.median(psnr(self.paths[concepts, group], paths))
+                cell["groups"][group]["psnr"] = statistics.median(psnr(self.paths[key, group], paths))
             if group == "named" and "anchor" in groups:
                 features = coherence.features(paths)
                 anchors = [caption for caption in groups["anchor"] for _ in range(self._images("anchor"))]
                 cell["groups"][group]["clip_score"] = coherence.clip_score(features, anchors)
-                cell["groups"][group]["frechet"] = coherence.frechet(self.features[concepts], features)
-        cell["original"] = original
+                cell["groups"][group]["frechet"] = coherence.frechet(self.features[key], features)
+        cell["original"] = dict(original)
         if self.recipe.attacked:
             cell["attacked"] = self.recipe.attacked
-            cell["attack"], original["attack"] = self._attack(
-                config.attack, concepts, erased, found, trained["anchor"], groups, run, stamp, settings
+            cell["attack"], cell["original"]["attack"] = self._attack(
+                config, concepts, erased, found, trained["anchor"], groups, run, stamp
             )
         cell["seconds"] = trained["seconds"]
         cell["peak_memory_mb"] = trained["peak_memory_mb"]
         cell["clip_similarity"] = _similarity(run)
         return cell
 
-    def _shared(self, config: RunConfig) -> tuple[Any, Detector, Coherence, Settings]:
+    def _shared(self, config: RunConfig) -> tuple[Any, Detector, Coherence]:
         if not self._models:
             import torch
 
             from sd_erase.pipeline import load_original
 
             base, device = bases.resolve(config.base), resources.device(config.device)
-            self._base_stamp = base_stamp(base)
-            self._models = {
-                "pipeline": load_original(base, device, torch.float32),
-                "detector": load_detector(base.detector, device=device),
-                "coherence": Coherence(base, device),
-            }
-            self.paths: dict[tuple[str, str], list[Path]] = {}
-            self.features: dict[str, Any] = {}
+            self._models = {"pipeline": load_original(base, device, torch.float32), "coherence": Coherence(base, device)}
+            self._stamp = fingerprint(base_stamp(base), device.type)  # only now does a hub's model surely lie here
+        return self._models["pipeline"], self._detector, self._models["coherence"]
+
+    def _settings(self, config: RunConfig, group: str) -> Settings:
+        """How the images of a group are drawn."""
         settings = Settings.of(dataclasses.replace(config, seed=0), bases.resolve(config.base))
-        return self._models["pipeline"], self._models["detector"], self._models["coherence"], settings
+        return dataclasses.replace(settings, images_per_prompt=self._images(group), seed=1000 if group == REDRAWN else 0)
+
+    def _original_folder(self, concepts: str, group: str, prompts: list[str]) -> Path:
+        """Where the original's images of a group lie; methods that choose another anchor ask for other images."""
+        first = self._first.setdefault((concepts, group), prompts)
+        name = _name(group) if prompts == first else f"{_name(group)}-{fingerprint(prompts)[:8]}"
+        return self.folder / "original" / _name(concepts) / name
 
     def _images(self, group: str) -> int:
         return self.recipe.images.get("named" if group in ("anchor", REDRAWN) else group, 0)
 
     def _draw(
-        self, pipeline: Any, prompts: Sequence[str], folder: Path, group: str, settings: Settings, stamp: str
+        self, config: RunConfig, pipeline: Any, prompts: Sequence[str], folder: Path, group: str, stamp: str
     ) -> tuple[list[Path], list[str]]:
         """The images of a group and the prompt of each."""
-        number = self._images(group)
-        wanted = dataclasses.replace(settings, images_per_prompt=number, seed=1000 if group == REDRAWN else 0)
+        wanted = self._settings(config, group)
         paths = draw(pipeline, [Prompt(prompt) for prompt in prompts], folder, wanted, stamp=stamp, progress=self.progress)
-        return paths, [prompt for prompt in prompts for _ in range(number)]
+        return paths, [prompt for prompt in prompts for _ in range(wanted.images_per_prompt)]
 
     def _original(
         self,
+        config: RunConfig,
         concepts: str,
         groups: dict[str, list[str]],
         found: list[Concept],
         pipeline: Any,
         detector: Detector,
         coherence: Coherence,
-        settings: Settings,
     ) -> dict[str, Any]:
-        """The answers of the original model, drawn and measured once for a set of concepts."""
-        if concepts in self.originals and (concepts, "named") in self.paths:
-            return self.originals[concepts]
+        """The answers of the original model, drawn and measured once for a set of concepts and their anchors."""
+        key = concepts, fingerprint(groups)
+        if key in self._measured:
+            return self._measured[key]
         result: dict[str, Any] = {}
         for group, prompts in {**groups, REDRAWN: groups["anchor"]}.items():
             if not self._images(group):
                 continue
-            folder = self.folder / "original" / _name(concepts) / _name(group)
-            paths, captions = self._draw(pipeline, prompts, folder, group, settings, self._base_stamp)
-            self.paths[concepts, group] = paths
+            folder = self._original_folder(concepts, group, prompts)
+            paths, captions = self._draw(config, pipeline, prompts, folder, group, self._stamp)
+            self.paths[key, group] = paths
             on_anchor = group in ("anchor", REDRAWN)
             # what stands beside the concept is the prompt's own matter: "an apple laptop" asks for no apple, "an apple thing" would
             asked = [prompt for prompt in groups["named"] for _ in range(self._images("named"))] if on_anchor else captions
@@ -320,15 +381,15 @@ class _Bench:
                 features = coherence.features(paths)
                 result[group]["clip_score"] = coherence.clip_score(features, captions)
                 if group == "anchor":
-                    self.features[concepts] = features
+                    self.features[key] = features
                 else:
-                    result[group]["frechet"] = coherence.frechet(self.features[concepts], features)
-        self.originals[concepts] = result
+                    result[group]["frechet"] = coherence.frechet(self.features[key], features)
+        self._measured[key] = result
         return result
 
     def _attack(
         self,
-        attack: AttackConfig,
+        config: RunConfig,
         concepts: str,
         erased: Any,
         found: list[Concept],
@@ -336,28 +397,28 @@ class _Bench:
         groups: dict[str, list[str]],
         run: RunDir,
         stamp: str,
-        settings: Settings,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The prefix search against one cell's encoder, and against the original with the anchor in the concept's place."""
         import torch
 
-        original, detector = self._models["pipeline"], self._models["detector"]
+        original, detector, _ = self._shared(config)
+        settings, key = self._settings(config, "named"), (concepts, fingerprint(groups))
         labels = frozenset(label for concept in found for label in concept.labels) & detector.labels
-        if concepts not in self.attacked:
+        if key not in self.attacked:
             prompts = groups["named"][:: max(1, len(groups["named"]) // self.recipe.attacked)][: self.recipe.attacked]
-            folder, known = self.folder / "original" / _name(concepts) / "attack", self._base_stamp
+            folder, known = self._original_folder(concepts, "attack", groups["anchor"]), self._stamp
             latents = attacks.references(original, prompts, folder / "shown", settings, detector, labels, stamp=known)
             plain = [anchored(prompt, found, anchors) for prompt in latents]
             shown = torch.stack(list(latents.values()))
-            control = attacks.measure(
-                original, plain, shown, folder, attack, settings, detector, labels, stamp=known, arms=("search",),
-                progress=self.progress,
+            searched = attacks.measure(
+                original, plain, shown, folder, config.attack, settings, detector, labels, stamp=known, shown=self._detected,
+                arms=("search",), progress=self.progress,
             )  # fmt: skip
-            self.attacked[concepts] = list(latents), shown, attacks.shares(control)
-        prompts, shown, control = self.attacked[concepts]
+            self.attacked[key] = list(latents), shown, attacks.shares(searched)
+        prompts, shown, control = self.attacked[key]
         rows = attacks.measure(
-            erased, prompts, shown, run.path / "probes" / "attack", attack, settings, detector, labels, stamp=stamp,
-            arms=("random", "search"), progress=self.progress,
+            erased, prompts, shown, run.path / "probes" / "attack", config.attack, settings, detector, labels, stamp=stamp,
+            shown=self._detected, arms=("random", "search"), progress=self.progress,
         )  # fmt: skip
         return attacks.shares(rows), control
 

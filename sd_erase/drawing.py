@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sd_erase import bases
+from sd_erase import bases, digests
 from sd_erase.config import GenerateConfig, RunConfig
 from sd_erase.errors import UserError
+from sd_erase.progress import Progress
 from sd_erase.rundir import fingerprint, replacing
 
 
@@ -146,25 +148,36 @@ def unreadable() -> tuple[type[Exception], ...]:
     return UnidentifiedImageError, Image.DecompressionBombError, OSError, ImportError, SyntaxError, ValueError
 
 
+def pixel_digest(image: Any) -> str:
+    """SHA-256 of a PIL image's pixels, mode and size."""
+    digest = hashlib.sha256(f"{image.mode} {image.size}".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
 def is_drawn(path: Path, stamp: str) -> bool:
-    """Whether `path` is an image drawn from these inputs."""
+    """Whether `path` is an image drawn from these inputs, with the very pixels that were drawn."""
     from PIL import Image
 
     if not stamp or not path.is_file():
         return False
     try:
         with Image.open(path) as image:
-            return image.info.get("inputs") == stamp
+            stated = image.info.get("inputs") == stamp and image.info.get("pixels")
+            return bool(stated) and pixel_digest(image) == stated
     except unreadable():
         return False
 
 
 def save_png(image: Any, path: Path, text: dict[str, str]) -> None:
-    """Write a PNG with text chunks through a temporary file, so that an interruption leaves no half of it."""
+    """Write a PNG with text chunks through a temporary file, so that an interruption leaves no half of it.
+
+    One chunk, "pixels", is the digest of the pixels: `is_drawn` knows an image by both.
+    """
     from PIL.PngImagePlugin import PngInfo
 
     chunks = PngInfo()
-    for key, value in text.items():
+    for key, value in {**text, "pixels": pixel_digest(image)}.items():
         chunks.add_text(key, value)
     with replacing(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=chunks)
@@ -177,12 +190,6 @@ def precision(base: bases.Base, device: Any) -> Any:
     return torch.float16 if device.type == "cuda" and base.resolution > 64 else torch.float32
 
 
-def base_stamp(base: bases.Base) -> str:
-    """A fingerprint of the base's weights: its files' names, sizes and times where they are local, else its hub id."""
-    source = Path(base.source)
-    files = sorted(source.rglob("*")) if source.is_dir() else [source] if source.is_file() else []
-    wanted = [path for path in files if path.suffix in {".safetensors", ".json"}]
-    return fingerprint(
-        base.source if not files else "",
-        [[str(path.relative_to(source)), path.stat().st_size, path.stat().st_mtime_ns] for path in wanted],
-    )
+def base_stamp(base: bases.Base, progress: Progress | None = None) -> str:
+    """A fingerprint of the base's weights and configuration, by content; of a hub's model by its revision."""
+    return fingerprint(digests.of_base(base, progress) or base.source)

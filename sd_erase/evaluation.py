@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, markdown, resources
+from sd_erase import bases, chain, digests, markdown, provenance, resources
 from sd_erase.concepts import Concept, all_cards, read_concepts
 from sd_erase.config import RunConfig
 from sd_erase.detection import BATCH_SIZE, Detection, Detector, load_detector
@@ -22,7 +22,7 @@ from sd_erase.errors import UserError
 from sd_erase.metrics.rates import ImagePair, detection_rates, is_found, surplus, surplus_p_values
 from sd_erase.metrics.verdicts import doubts
 from sd_erase.progress import NoProgress, Progress
-from sd_erase.rundir import RunDir, fingerprint, write_json_atomic, write_jsonl_atomic, write_text_atomic
+from sd_erase.rundir import RunDir, fingerprint, read_json, write_json_atomic, write_jsonl_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,20 +48,22 @@ def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -
         UserError: no images, no concept that the detector can find, or a bad detector.
     """
     progress = progress or NoProgress()
-    generated = run.require("generate", "generate")
+    run.require("generate", "generate")
+    links = chain.Chain(run, config, progress)
+    links.require("generate")
     concepts = read_concepts(run)
     index = list(run.drawn())
-    detector = detector_of(config)
-    inputs = fingerprint(
-        generated["inputs"], index, [concept.to_dict() for concept in concepts], detector.card, sorted(detector.labels)
-    )
-    if run.is_complete("evaluate", inputs) and (run.report / "evaluation.json").is_file():
-        return run.read_manifest("evaluate")
+    detector = detector_of(config, run)
+    read = links.reads("evaluate")
+    inputs = fingerprint(read["images"], [concept.to_dict() for concept in concepts], decides(detector))
+    if run.is_complete("evaluate", inputs) and links.holds("evaluate"):
+        return {**(run.read_manifest("evaluate") or {}), **read_json(run.report / "evaluation.json")}
     run.reopen("evaluate")
     found: dict[str, list[list[Detection]]] = {}
     pictures: dict[str, list[Picture]] = {}
     for side in SIDES:
         if not all(row.get(side) for row in index):
+            (run.detections / f"{side}.jsonl").unlink(missing_ok=True)  # of images that were drawn before
             continue
         paths = [run.images / row[side] for row in index]
         found[side], pictures[side] = detect_files(detector, paths, f"{side} detections", progress)
@@ -92,14 +94,24 @@ def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -
     result["base"] = config.base
     write_json_atomic(run.report / "evaluation.json", result)
     write_text_atomic(run.report / "evaluation.md", render_markdown(result))
-    return run.complete("evaluate", inputs, result)
+    return run.complete("evaluate", inputs, {**result, "from": read, "made": links.makes("evaluate")})
 
 
-def detector_of(config: RunConfig) -> Detector:
-    """The detector that the settings name; raises as `load_detector` does."""
+def decides(detector: Detector) -> str:
+    """A fingerprint of all that decides what is found in an image and what is counted: detector, cards of concepts, code."""
+    versions = [provenance.version_of(name) for name in ("ultralytics", "onnxruntime")]
+    code = digests.of_sources("detection", "evaluation", "metrics", "concepts")
+    return fingerprint(detector.card, sorted(detector.labels), [card.to_dict() for card in all_cards().values()], versions, code)
+
+
+def detector_of(config: RunConfig, run: RunDir | None = None) -> Detector:
+    """The detector that the settings name, or else that of the base (of `run`, which knows a base that is no longer at hand).
+
+    Raises as `load_detector` does.
+    """
     name = config.evaluate.detector
     if name == "auto":
-        name = bases.resolve(config.base).detector
+        name = (bases.resolve(config.base) if run is None else chain.base_of(run, config)).detector
     wanted = config.evaluate
     overrides: dict[str, Any] = {} if wanted.confidence < 0 else {"confidence": wanted.confidence}
     if wanted.image_size:

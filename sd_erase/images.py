@@ -1,7 +1,7 @@
 """Prompts and seeds into images, by the original and by the erased model from the same noise.
 
 Reads: the run's erased encoder. Writes ``images/{original,erased}/0007-seed42.png``, ``images/index.jsonl`` (one row an
-image pair, paths relative to ``images/``) and ``images/contact.png``.
+image pair, paths relative to ``images/``, with each file's ``sha256``) and ``images/contact.png``.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sd_erase import bases, resources
+from sd_erase import bases, chain, digests, resources
 from sd_erase.asked import prompt_files
 from sd_erase.catalog import SCHEDULERS
 from sd_erase.config import RunConfig
-from sd_erase.drawing import Batches, Job, Settings, base_stamp, is_drawn, precision, save_png
+from sd_erase.drawing import Batches, Job, Settings, is_drawn, precision, save_png
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.prompts import Prompt, read_prompt_files
-from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_jsonl_atomic
+from sd_erase.rundir import RunDir, fingerprint, write_jsonl_atomic
 
 CONTACT_PROMPTS = 8
 
@@ -94,6 +94,7 @@ def generate_pairs(
             "prompt": job.prompt,
             "seed": job.seed,
             **{role: f"{role}/{job.file_name}" if role in roles else None for role in ("original", "erased")},
+            "sha256": {role: digests.of_file(folder / role / job.file_name) for role in roles},
         }
         for job in jobs
     ]
@@ -126,7 +127,12 @@ def draw(
     jobs = _jobs(prompts, settings)
     with _scheduler(pipeline, settings.scheduler) as name, (progress or NoProgress())(folder.name, len(jobs)) as task:
         _draw_missing(pipeline, jobs, folder, settings, stamp, {"scheduler": name}, Batches(settings.batch_size), task.advance)
-    return [folder / job.file_name for job in jobs]
+    return files_of(prompts, folder, settings)
+
+
+def files_of(prompts: Sequence[Prompt], folder: Path, settings: Settings) -> list[Path]:
+    """The PNGs that `draw` makes of these prompts, prompt by prompt."""
+    return [folder / job.file_name for job in _jobs(prompts, settings)]
 
 
 def _draw_missing(
@@ -268,10 +274,6 @@ def enable_fast_attention(pipeline: Any) -> str:
     return "xformers"
 
 
-def _encoder_stamp(run: RunDir) -> str:
-    """A fingerprint of the run's erased encoder, by content."""
-    files = sorted(path for path in run.encoder.rglob("*") if path.suffix in {".safetensors", ".json"})
-    return fingerprint([str(path.relative_to(run.encoder)) for path in files], *files)
 
 
 def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *, original_only: bool = False) -> dict[str, Any]:
@@ -287,14 +289,16 @@ def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *
         The manifest "generate": counts, settings, seconds, attention, warnings.
 
     Raises:
-        UserError: a bad setting, prompts file or base, or no trained encoder.
+        UserError: a bad setting, prompts file or base, no trained encoder, or one that is not what its training wrote.
     """
     import torch
 
     from sd_erase.pipeline import erased_pipeline, load_original
 
+    links = chain.Chain(run, config, progress)
     if not original_only:
         run.require("train", "train")
+        links.require("train")
     base = bases.resolve(config.base)
     bases.check_draws(base)
     settings = Settings.of(config, base)
@@ -302,24 +306,35 @@ def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *
     prompts, files, notes = read_prompt_files(wanted)
     device = resources.device(config.device)
     dtype = precision(base, device)
-    stamps = {"original": fingerprint(base_stamp(base), device.type, str(dtype))}
-    about = {"original": {"encoder": "original", "base": base.name}}
-    if not original_only:
-        encoder = _encoder_stamp(run)
-        stamps["erased"] = fingerprint(stamps["original"], encoder)
-        about["erased"] = {"encoder": f"erased: {', '.join(config.concepts)} ({run.name}, {encoder})", "base": base.name}
-    inputs = fingerprint(stamps, dataclasses.asdict(settings), [dataclasses.astuple(prompt) for prompt in prompts])
-    if run.is_complete("generate", inputs) and _all_present(run.images, _jobs(prompts, settings), tuple(stamps)):
-        return run.read_manifest("generate")
+
+    names = [row["file"] for row in files]
+
+    def reads(now: chain.Chain) -> dict[str, Any]:
+        erased = {} if original_only else {"encoder": now.now("encoder")}
+        return {"base": now.now("base"), **erased, "prompts": chain.prompts(names)}
+
+    def inputs(read: dict[str, Any]) -> str:
+        weights = (read["base"], read.get("encoder"), device.type, str(dtype))
+        return fingerprint(weights, dataclasses.asdict(settings), [dataclasses.astuple(prompt) for prompt in prompts])
+
+    if run.is_complete("generate", inputs(reads(links))) and links.holds("generate"):
+        return run.read_manifest("generate") or {}
     started = time.perf_counter()
     original = load_original(base, device, dtype)
     attention = enable_fast_attention(original)
     erased = None if original_only else erased_pipeline(original, run)
+    read = reads(chain.Chain(run, config, progress))  # only now does a hub's model surely lie here
+    stamps = {"original": fingerprint(read["base"] or base.source, device.type, str(dtype))}
+    about = {"original": {"encoder": "original", "base": base.name}}
+    if not original_only:
+        encoder = fingerprint(read["encoder"])
+        stamps["erased"] = fingerprint(stamps["original"], encoder)
+        about["erased"] = {"encoder": f"erased: {', '.join(config.concepts)} ({run.name}, {encoder})", "base": base.name}
     run.reopen("generate")  # not before the models are there: a wrong base must not cost the images that are done
     result = generate_pairs(original, erased, prompts, run.images, settings, stamps=stamps, about=about, progress=progress)
-    return run.complete(
+    manifest = run.complete(
         "generate",
-        inputs,
+        inputs(read),
         {
             **dataclasses.asdict(settings),
             **result,
@@ -334,17 +349,9 @@ def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *
             "seconds": round(time.perf_counter() - started, 1),
             "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 2**20) if device.type == "cuda" else None,
             "contact": "images/contact.png",
+            "from": read,
+            "made": links.makes("generate"),
         },
     )
-
-
-def _all_present(folder: Path, jobs: Sequence[Job], roles: Sequence[str]) -> bool:
-    index = folder / "index.jsonl"
-    wanted = {f"{role}/{job.file_name}" for job in jobs for role in roles}
-    if not index.is_file():
-        return False
-    try:
-        listed = {row[role] for row in read_jsonl(index) for role in roles}
-    except (ValueError, TypeError):  # a damaged list is written again
-        return False
-    return wanted == listed and all((folder / name).is_file() for name in wanted)
+    chain.retire(run, config)
+    return manifest

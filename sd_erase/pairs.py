@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, catalog, concepts, folders, prompts, resources
+from sd_erase import bases, catalog, chain, concepts, digests, folders, prompts, resources
 from sd_erase.captions import Caption, Tally, choose_dataset, digest, held_out, open_dataset, synthetic
 from sd_erase.concepts import TOKEN, Concept, Match, Matcher
 from sd_erase.config import to_dict
 from sd_erase.errors import UserError
 from sd_erase.progress import NoProgress
-from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_jsonl_atomic
+from sd_erase.rundir import HERE, RunDir, fingerprint, read_jsonl, write_jsonl_atomic
 
 if TYPE_CHECKING:
     from sd_erase.config import RunConfig
@@ -51,7 +51,6 @@ _SPLITS = {
     "dev": "validation",
 }
 _HELD_OUT = {"test"}
-HERE = "./"  # how the path of an image in the run's own folder begins; all others are absolute
 _PROGRESS_EVERY = 1000
 Stream = Callable[..., Iterator[Caption]]  # the data set from its beginning; a set of keys has their images taken out of archives
 
@@ -291,8 +290,15 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
     config, base, selected, draws = _plan(config)
     dataset = config.harvest.dataset
     inputs = _inputs(config, base, selected, draws)
-    if run.is_complete("harvest", inputs) and run.pairs.is_file() and run.concepts.is_file():
+    if merged := (run.read_manifest("harvest") or {}).get("merged"):
+        raise UserError(
+            f"Run {run} was merged from {' and '.join(merged)}, which a training would undo: train in a run of its own, or merge again."
+        )
+    links = chain.Chain(run, config, progress)
+    link = links.link("harvest")
+    if run.is_complete("harvest", inputs) and link.state != chain.BROKEN and run.pairs.is_file() and run.concepts.is_file():
         return run.read_manifest("harvest") or {}
+    kept = _keep_changed(run) if link.state == chain.BROKEN else []
     run.reopen("harvest")
     stream = functools.partial(_stream, config, dataset, base, run, selected)
     statistics: Counter[str] = Counter()
@@ -353,8 +359,26 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
         "skipped": dict(tally.counts),
         "warnings": tally.sentences(dataset),
         "seconds": round(time.monotonic() - started, 2),
+        "from": links.reads("harvest"),
+        "made": links.makes("harvest"),
     }
-    return run.complete("harvest", inputs, result)
+    manifest = run.complete("harvest", inputs, result)
+    return {**manifest, "warnings": kept} if kept else manifest
+
+
+def _keep_changed(run: RunDir) -> list[str]:
+    """Put aside what somebody changed in the pairs or concepts by hand: harvesting again must not lose it. Says where it is."""
+    said = []
+    recorded = (run.read_manifest("harvest") or {}).get("made", {})
+    for name, path in (("pairs", run.pairs), ("concepts", run.concepts)):
+        if path.is_file() and digests.of_file(path) != recorded.get(name, {}).get(path.name):
+            aside = path.with_name(f"{path.stem}-changed{path.suffix}")
+            number = 2
+            while aside.exists():
+                aside, number = path.with_name(f"{path.stem}-changed-{number}{path.suffix}"), number + 1
+            path.replace(aside)
+            said.append(f"{path.name} was changed after the harvest: it is kept as {aside.name}, and the captions are harvested again.")
+    return said
 
 
 def _list(selected: Iterable[Concept]) -> str:
@@ -758,21 +782,9 @@ def write_pairs(run: RunDir, pairs: Iterable[Pair]) -> None:
 
 
 def _place(run: RunDir, image: str | None) -> str | None:
-    """How the path of an image is stored; `_image` reads it."""
+    """How the path of an image is stored; `RunDir.image` reads it."""
     inside = str(run.path.absolute()) + os.sep
     return HERE + image[len(inside) :].replace(os.sep, "/") if image and image.startswith(inside) else image
-
-
-def _image(run: RunDir, stored: str | None) -> str | None:
-    """The path of an image of the pairs; one of a moved run whose version wrote whole paths is found in ``run.data``."""
-    if stored is None:
-        return None
-    if stored.startswith(HERE):
-        return str(run.path.absolute() / stored[len(HERE) :])
-    _, data, inside = stored.replace(os.sep, "/").rpartition(f"/{run.data.name}/")
-    if data and not os.path.exists(stored) and (run.data / inside).is_file():
-        return str(run.data.absolute() / inside)
-    return stored
 
 
 def read_pairs(run: RunDir) -> list[Pair]:
@@ -785,7 +797,7 @@ def read_pairs(run: RunDir) -> list[Pair]:
         raise UserError(f"Run {run} has no pairs: run `sd-erase harvest` first.")
     try:
         return [
-            Pair(**{**row, "image": _image(run, row["image"]), "spans": tuple((start, end) for start, end in row["spans"])})
+            Pair(**{**row, "image": run.image(row["image"]), "spans": tuple((start, end) for start, end in row["spans"])})
             for row in read_jsonl(run.pairs)
         ]
     except (json.JSONDecodeError, TypeError, KeyError, ValueError) as error:

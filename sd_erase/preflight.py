@@ -33,17 +33,20 @@ STEPS_ONLY = ("train.learning_rate", "train.weight_decay", "train.validate_every
 DRAWING = ("generate", "attack")  # the stages that draw images
 
 
-def check(config: RunConfig, stages: Collection[str], names: Mapping[str, str] | None = None) -> None:
+def check(
+    config: RunConfig, stages: Collection[str], names: Mapping[str, str] | None = None, base: Base | None = None
+) -> None:
     """Refuse settings that `stages` could not work with on this base and this machine.
 
     Args:
         names: how the settings that were just given are called in a sentence (their flags), by dotted name.
+        base: what a run's training left of a base that need not be at hand; None asks for it.
 
     Raises:
         UserError: what is wrong, before anything is made.
     """
     names = names or {}
-    base = bases.resolve(config.base)
+    base = base or bases.resolve(config.base)
     device = _device(config)
     faults: list[Fault] = []
     if "harvest" in stages:  # what lies in the data set, the harvest says

@@ -27,12 +27,15 @@ PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "
 def versions() -> dict[str, str | None]:
     """Versions of Python, sd-erase and the packages that results depend on (None: not installed)."""
     found: dict[str, str | None] = {"python": platform.python_version(), "sd-erase": sd_erase.__version__}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+    return found | {package: version_of(package) for package in PACKAGES}
+
+
+def version_of(package: str) -> str | None:
+    """The version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def git_state() -> dict[str, Any] | None:

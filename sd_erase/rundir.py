@@ -11,6 +11,7 @@ import datetime
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -74,6 +75,7 @@ def now() -> str:
 
 
 KIND = "run"
+HERE = "./"  # how the path of an image of the pairs in the run's own folder begins; all others are absolute
 # what the stages keep in a run's folder
 OWN = re.compile(
     r"config\.yaml|run\.json|concepts\.json|(pairs|missing)\.jsonl|metrics(-\w+)?\.jsonl|clip\.safetensors|probes(\.json)?|data|cache"
@@ -135,6 +137,17 @@ class RunDir:
     def lora(self, encoder: str) -> Path:
         """The factors of a LoRA training of one text encoder."""
         return self.encoder / ("lora.safetensors" if encoder == "text_encoder" else f"lora-{encoder}.safetensors")
+
+    def image(self, stored: str | None) -> str | None:
+        """The path of an image of the pairs; one of a moved run whose version wrote whole paths is found in ``data``."""
+        if stored is None:
+            return None
+        if stored.startswith(HERE):
+            return str(self.path.absolute() / stored[len(HERE) :])
+        _, data, inside = stored.replace(os.sep, "/").rpartition(f"/{self.data.name}/")
+        if data and not os.path.exists(stored) and (self.data / inside).is_file():
+            return str(self.data.absolute() / inside)
+        return stored
 
     def manifest(self, stage: str) -> Path:
         """Where the manifest of `stage` lies ("harvest", "train", "generate", "evaluate", "report", "export-comfyui")."""

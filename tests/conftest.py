@@ -8,6 +8,7 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,26 @@ with contextlib.suppress(ImportError):  # generated inputs: tests that need them
     )
     hypothesis.settings.load_profile("sd-erase")
 
+from sd_erase import chain, digests
 from sd_erase.config import GenerateConfig, RunConfig, dump
 from sd_erase.metrics.rates import ImagePair, detection_rates, surplus, surplus_p_values
 from sd_erase.rundir import RunDir, read_jsonl, write_json_atomic, write_jsonl_atomic
+
+
+def finish(run: RunDir, stage: str, inputs: str, result: dict[str, Any], base: str = "pocket") -> dict[str, Any]:
+    """Complete `stage` as the stage does: bound by content to what it read and made."""
+    links = chain.Chain(run, RunConfig(base=base))
+    return run.complete(stage, inputs, {**result, "from": links.reads(stage), "made": links.makes(stage)})
+
+
+def finish_images(run: RunDir, inputs: str = "g") -> None:
+    """Complete the stage "generate" with the images that lie in the run, whose index gets their digests."""
+    rows = list(read_jsonl(run.images / "index.jsonl"))
+    for row in rows:
+        sides = {side: row[side] for side in ("original", "erased") if row[side]}
+        row["sha256"] = {side: digests.of_file(run.images / name) for side, name in sides.items()}
+    write_jsonl_atomic(run.images / "index.jsonl", rows)
+    finish(run, "generate", inputs, {"images": 2 * len(rows), "seconds": 3.0})
 
 
 @pytest.fixture
@@ -42,7 +60,7 @@ def run(tmp_path: Path, settings: RunConfig) -> RunDir:
     concept = {"name": "bicycle", "kind": "object", "words": ["bicycle", "bicycles"], "synonyms": ["bike"], "labels": ["bicycle"]}
     write_json_atomic(run.concepts, [concept])
     write_jsonl_atomic(run.pairs, [])
-    run.complete("harvest", "h", {"counts": {"forget": {"train": 2}, "retain": {"train": 3}}})
+    finish(run, "harvest", "h", {"counts": {"forget": {"train": 2}, "retain": {"train": 3}}})
     write_encoder(run.encoder / "text_encoder")
     rows = [
         {"step": step, "split": split, "loss": 2.0 / step + 0.1, "terms": {"forget": 1.0 / step, "retain": 1.0 / step + 0.1},
@@ -51,7 +69,7 @@ def run(tmp_path: Path, settings: RunConfig) -> RunDir:
     ]  # fmt: skip
     write_jsonl_atomic(run.metrics, rows)
     anchor = {"bicycle": "something"}
-    run.complete("train", "t", {"objective": "sd", "steps": 40, "seconds": 12.0, "best_step": 30, "anchor": anchor})
+    finish(run, "train", "t", {"objective": "sd", "steps": 40, "seconds": 12.0, "best_step": 30, "anchor": anchor})
     return run
 
 
@@ -89,7 +107,7 @@ def with_images(run: RunDir) -> RunDir:
                 row[role] = name
             rows.append(row)
     write_jsonl_atomic(run.images / "index.jsonl", rows)
-    run.complete("generate", "g", {"images": 8, "seconds": 3.0})
+    finish_images(run)
     return run
 
 
@@ -132,7 +150,7 @@ def evaluated(with_images: RunDir) -> RunDir:
         "base": "pocket",
     }
     write_json_atomic(run.report / "evaluation.json", result)
-    run.complete("evaluate", "e", result)
+    finish(run, "evaluate", "e", result)
     return run
 
 

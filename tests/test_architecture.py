@@ -46,6 +46,8 @@ FOUNDATION = {
     "bases",
     "components",
     "lora",
+    "digests",
+    "chain",
     "drawing",
     "progress",
     "resources",

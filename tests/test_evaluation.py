@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import finish_images
 from PIL import Image
 
 from sd_erase import evaluation
@@ -202,7 +203,7 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig, R
                 image.save(run.images / row[role])
             rows.append(row)
     write_jsonl_atomic(run.images / "index.jsonl", rows)
-    run.complete("generate", "g", {})
+    finish_images(run)
     write_concepts(run, [concept_named("bicycle")])
     made: list[FakeDetector] = []
 
@@ -246,7 +247,10 @@ def test_the_stage_is_done_again_only_when_its_inputs_change(drawn: tuple[RunCon
     assert evaluation.evaluate(config, run) == first and [each.seen for each in made] == [8, 0]
     surer = RunConfig(concepts=("bicycle",), device="cpu", evaluate=EvaluateConfig(confidence=0.5))
     assert evaluation.evaluate(surer, run)["detector"]["confidence"] == 0.5 and made[-1].seen == 8
-    run.complete("generate", "other images", {})
+    finish_images(run, "drawn again, and the same to the byte")
+    assert evaluation.evaluate(surer, run)["detector"]["confidence"] == 0.5 and made[-1].seen == 0
+    Image.new("RGB", (64, 64), (1, 0, 0)).save(run.images / "erased" / "0001-seed1.png")
+    finish_images(run)
     assert evaluation.evaluate(surer, run)["inputs"] != first["inputs"] and made[-1].seen == 8
 
 
@@ -254,6 +258,9 @@ def test_the_original_alone_can_be_evaluated(drawn: tuple[RunConfig, RunDir, lis
     config, run, _ = drawn
     rows = [{**row, "erased": None} for row in read_jsonl(run.images / "index.jsonl")]
     write_jsonl_atomic(run.images / "index.jsonl", rows)
+    finish_images(run)
+    run.detections.mkdir()
+    (run.detections / "erased.jsonl").write_text("{}\n")  # of images that were drawn before
     result = evaluation.evaluate(config, run)
     assert list(result["surplus"]) == ["original"] and result["rows"][0]["erased"] is None
     assert not (run.detections / "erased.jsonl").exists()
@@ -264,6 +271,7 @@ def test_the_original_alone_can_be_evaluated(drawn: tuple[RunConfig, RunDir, lis
 def test_images_of_one_colour_are_reported(drawn: tuple[RunConfig, RunDir, list[FakeDetector]]) -> None:
     config, run, _ = drawn
     Image.new("RGB", (64, 64), "black").save(run.images / "erased" / "0001-seed1.png")
+    finish_images(run)
     result = evaluation.evaluate(config, run)
     assert result["warnings"][0].startswith("1 of the erased images are a single colour")
     assert (result["left_out"], result["flat"]) == (1, {"original": 0, "erased": 1})
@@ -275,6 +283,7 @@ def test_nothing_is_measured_where_every_pair_has_a_flat_image(drawn: tuple[RunC
     config, run, _ = drawn
     for path in (run.images / "erased").iterdir():
         Image.effect_noise((64, 64), 0.4).convert("RGB").save(path)  # a level or two around one grey
+    finish_images(run)
     with pytest.raises(UserError, match="sd-erase generate --device cpu"):
         evaluation.evaluate(config, run)
     assert run.read_manifest("evaluate") is None
@@ -285,6 +294,7 @@ def test_pairs_that_are_the_same_to_the_pixel_are_said(drawn: tuple[RunConfig, R
     for name in ("0000-seed0.png", "0001-seed1.png"):
         with Image.open(run.images / "original" / name) as image:
             image.save(run.images / "erased" / name, optimize=True)  # other bytes, the same pixels
+    finish_images(run)
     result = evaluation.evaluate(config, run)
     assert result["identical"] == {"naming": 2, "naming_of": 4}
     assert "2 of the 4 image pairs whose prompt names bicycle are identical" in result["warnings"][0]
@@ -294,6 +304,9 @@ def test_pairs_that_are_the_same_to_the_pixel_are_said(drawn: tuple[RunConfig, R
 def test_missing_inputs_are_one_sentence(drawn: tuple[RunConfig, RunDir, list[FakeDetector]]) -> None:
     config, run, _ = drawn
     (run.images / "erased" / "0001-seed1.png").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"\(erased/0001-seed1.png\): run `sd-erase generate --run"):
+        evaluation.evaluate(config, run)
+    finish_images(run)
     with pytest.raises(UserError, match="0001-seed1.png is missing or damaged"):
         evaluation.evaluate(config, run)
     assert run.read_manifest("evaluate") is None and not (run.report / "evaluation.json").exists()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import os
@@ -9,14 +10,16 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from conftest import finish, finish_images
 from PIL import Image
 
+from sd_erase import bases, chain
 from sd_erase.concepts import concept_named
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.report import build_report
 from sd_erase.report.figures import CHART_HEIGHT, CHART_WIDTH, MOST_POINTS, curves, image_pairs
-from sd_erase.rundir import RunDir, read_jsonl, write_jsonl_atomic
+from sd_erase.rundir import RunDir, read_jsonl, write_json_atomic, write_jsonl_atomic
 
 VOID = {"meta", "img", "input", "br", "link"}
 
@@ -93,6 +96,7 @@ def test_images_are_embedded_sharply_described_and_escaped(settings: RunConfig, 
 def test_large_images_are_made_small(settings: RunConfig, evaluated: RunDir) -> None:
     for path in evaluated.images.glob("*/*.png"):
         Image.effect_noise((512, 384), 50).convert("RGB").save(path)
+    finish_images(evaluated)
     page = page_of(settings, evaluated)
     picture = Image.open(io.BytesIO(base64.b64decode(page.images[0]["src"].split(",")[1])))
     assert (picture.format, picture.size) == ("JPEG", (320, 240))
@@ -108,11 +112,37 @@ def test_a_run_that_is_only_trained_says_what_to_run(settings: RunConfig, run: R
         build_report(settings, run)
 
 
-def test_an_evaluation_of_older_images_is_not_shown(settings: RunConfig, evaluated: RunDir) -> None:
-    os.utime(evaluated.manifest("evaluate"), (1, 1))
+def test_an_evaluation_of_other_images_is_not_shown(settings: RunConfig, evaluated: RunDir) -> None:
+    os.utime(evaluated.manifest("evaluate"), (1, 1))  # as in a copy of the run: times say nothing
+    assert build_report(settings, evaluated)["gone"] == "Yes, for these prompts"
+    for path in evaluated.images.glob("*/*.png"):
+        Image.effect_noise((64, 64), 50).convert("RGB").save(path)
+    finish_images(evaluated)
     result = build_report(settings, evaluated)
-    assert result["gone"] == "Not measured yet"
-    assert any("older than the images" in warning for warning in result["warnings"])
+    assert result["gone"] == "Not measured yet" and result["pairs_shown"] == 2
+    assert "changed since the figures were counted" in result["warnings"][0]
+    assert "run `sd-erase evaluate --run" in result["warnings"][0]
+
+
+def test_the_page_of_a_run_whose_base_was_moved_says_what_could_not_be_checked(settings: RunConfig, evaluated: RunDir) -> None:
+    manifest = evaluated.read_manifest("train")
+    gone = dataclasses.replace(settings, base="/nowhere/model.safetensors")
+    card = {**chain.card(bases.resolve("pocket")), "title": "My model", "named": gone.base}
+    evaluated.complete("train", "t", {**manifest, "card": card})
+    result = build_report(gone, evaluated)
+    assert result["gone"] == "Yes, for these prompts"
+    assert any("is not at hand and could not be checked" in warning for warning in result["warnings"])
+    assert "My model" in (evaluated.report / "report.html").read_text()
+
+
+def test_a_run_of_an_earlier_version_asks_for_new_figures(settings: RunConfig, evaluated: RunDir) -> None:
+    for stage in ("train", "generate", "evaluate"):
+        kept = {key: value for key, value in evaluated.read_manifest(stage).items() if key not in ("from", "made")}
+        write_json_atomic(evaluated.manifest(stage), kept)
+    result = build_report(settings, evaluated)
+    assert (result["gone"], result["pairs_shown"]) == ("Not measured yet", 0)
+    assert "did not record what the images were drawn from" in result["warnings"][0]
+    assert "`sd-erase generate --run" in result["warnings"][0]
 
 
 def test_the_summary_is_machine_readable(settings: RunConfig, evaluated: RunDir) -> None:
@@ -153,6 +183,8 @@ def test_every_image_that_still_shows_the_concept_comes_first(settings: RunConfi
         for row, score in zip(index, (0.0, 0.4, 0.6, 0.9), strict=True)
     ]
     write_jsonl_atomic(evaluated.detections / "erased.jsonl", rows)
+    finish_images(evaluated)
+    finish(evaluated, "evaluate", "e", evaluated.read_manifest("evaluate"))
     text = " ".join(page_of(settings, evaluated).text.split())
     headings = [
         "Still found: bicycle, in images whose prompt names it (2 of 3 images)",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, markdown, resources
+from sd_erase import bases, chain, digests, markdown, resources
 from sd_erase.asked import prompt_files
 from sd_erase.attacks.prefix import encode_images, random_prefixes, search
 from sd_erase.concepts import read_concepts
@@ -22,12 +22,12 @@ from sd_erase.detection import Detector
 from sd_erase.drawing import Settings
 from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError
-from sd_erase.evaluation import detect_files, detector_of, percent
+from sd_erase.evaluation import decides, detect_files, detector_of, percent
 from sd_erase.images import draw
 from sd_erase.metrics.rates import share
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.prompts import Prompt, read_prompt_files
-from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_json_atomic, write_jsonl_atomic, write_text_atomic
+from sd_erase.rundir import RunDir, fingerprint, read_json, read_jsonl, write_json_atomic, write_jsonl_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +94,7 @@ def measure(
     labels: frozenset[str],
     *,
     stamp: str,
+    shown: str = "",
     arms: Sequence[str] = tuple(ARMS),
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
@@ -111,6 +112,7 @@ def measure(
         detector: finds the concept.
         labels: the concept's.
         stamp: a fingerprint of the weights.
+        shown: a fingerprint of what `latents` are of.
         arms: which of `ARMS` to draw.
         progress: told of each step and image.
 
@@ -119,8 +121,10 @@ def measure(
         ``found``: arm -> one bool an image.
     """
     settings = dataclasses.replace(settings, images_per_prompt=attack.images_per_prompt)
-    file, inputs = folder / "prefix.jsonl", fingerprint(stamp, settings.seed, attack.tokens, attack.steps, attack.candidates)
-    stored = [row for row in (read_jsonl(file) if file.is_file() else ()) if row["inputs"] == inputs]
+    searched = (attack.tokens, attack.steps, attack.candidates)
+    inputs = fingerprint(stamp, shown, settings.seed, searched, digests.of_sources("attacks/prefix"))
+    file = folder / "prefix.jsonl"
+    stored = [row for row in (read_jsonl(file) if file.is_file() else ()) if row["inputs"] == inputs and _is_sealed(row)]
     rows = {number: row for number, (row, prompt) in enumerate(zip(stored, prompts, strict=False)) if row["prompt"] == prompt}
     left = [number for number in range(len(prompts)) if number not in rows]
     for start in range(0, len(left), GROUP):
@@ -129,7 +133,8 @@ def measure(
         found = search(pipeline, [prompts[number] for number in group], latents[group], attack, settings.seed, progress)
         seconds = round((time.perf_counter() - began) / len(group), 2)
         for number, one in zip(group, found, strict=True):
-            rows[number] = {**dataclasses.asdict(one), "seconds": seconds, "inputs": inputs}
+            row = {**dataclasses.asdict(one), "seconds": seconds, "inputs": inputs}
+            rows[number] = {**row, "seal": _seal(row)}
         write_jsonl_atomic(file, rows.values())
     chosen = [rows[number] for number in range(len(prompts))]
     words = random_prefixes(pipeline, prompts, attack.tokens, settings.seed)
@@ -139,11 +144,20 @@ def measure(
     for arm in arms:
         texts = [Prompt(f"{prefix} {prompt}".strip()) for prefix, prompt in zip(prefixes[arm], prompts, strict=True)]
         paths = draw(pipeline, texts, folder / arm, settings, stamp=stamp, progress=progress)
-        shown = shows(detector, labels, paths)
+        seen = shows(detector, labels, paths)
         for number, row in enumerate(chosen):
-            row["found"][arm] = shown[number * attack.images_per_prompt : (number + 1) * attack.images_per_prompt]
+            row["found"][arm] = seen[number * attack.images_per_prompt : (number + 1) * attack.images_per_prompt]
     write_jsonl_atomic(file, chosen)
     return chosen
+
+
+def _seal(row: dict[str, Any]) -> str:
+    """A digest of what a search found, by which a row that somebody edited is told from it."""
+    return fingerprint({key: value for key, value in row.items() if key not in ("random_prefix", "found", "seal")})
+
+
+def _is_sealed(row: dict[str, Any]) -> bool:
+    return row.get("seal") == _seal(row)
 
 
 def shares(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -181,6 +195,8 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
 
     progress = progress or NoProgress()
     anchors = run.require("train", "train")["anchor"]
+    links = chain.Chain(run, config, progress)
+    links.require("train")
     concepts = read_concepts(run)
     base, device = bases.resolve(config.base), resources.device(config.device)
     if len(base.encoders) > 1:
@@ -195,18 +211,28 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     if len(listed) < len(given):
         notes.append(f"{len(given) - len(listed)} of {len(given)} prompts occur more than once: each is attacked once.")
     named = [prompt for prompt in listed if any(concept.find(prompt) for concept in concepts)]
-    detector = detector_of(config)
+    detector = detector_of(config, run)
     labels = frozenset(label for concept in concepts for label in concept.labels) & detector.labels
     names = ", ".join(concept.name for concept in concepts)
     if not labels:
         raise UserError(f"The detector finds no label of {names}: pass --detector with one that does.")
-    known = fingerprint(base.source, device.type, dataclasses.asdict(settings), [concept.to_dict() for concept in concepts])
-    erased_stamp = fingerprint(known, *sorted(run.encoder.rglob("*.safetensors")))
-    inputs = fingerprint(erased_stamp, anchors, named, dataclasses.asdict(config.attack), detector.card)
-    if run.is_complete("attack", inputs) and (run.report / "attack.md").is_file():
-        return run.read_manifest("attack")
+    decided = decides(detector)
+
+    def stamps(read: dict[str, Any]) -> tuple[str, str, str]:
+        """Of the original, of the erased model, and of all that the figures depend on."""
+        cards = [concept.to_dict() for concept in concepts]
+        known = fingerprint(read["base"] or base.source, device.type, dataclasses.asdict(settings), cards)
+        erased = fingerprint(known, read["encoder"])
+        code = digests.of_sources("attacks")
+        return known, erased, fingerprint(erased, anchors, named, dataclasses.asdict(config.attack), decided, code)
+
+    if run.is_complete("attack", stamps(links.reads("attack"))[-1]) and links.holds("attack"):
+        return {**(run.read_manifest("attack") or {}), **read_json(run.report / "attack.json")}
     original = load_original(base, device, torch.float32)
     erased = erased_pipeline(original, run)
+    read = chain.Chain(run, config, progress).reads("attack")  # only now does a hub's model surely lie here
+    known, erased_stamp, inputs = stamps(read)
+    read["attack prompts"] = chain.prompts(files)
     run.reopen("attack")
     shown = references(original, named, run.attacks / "original", settings, detector, labels, stamp=known, progress=progress)
     if not shown:
@@ -219,8 +245,9 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
         ("control", original, [anchored(prompt, concepts, anchors) for prompt in shown], run.attacks / "control", known),
     ):
         rows = measure(
-            pipeline, prompts, latents, folder, config.attack, settings, detector, labels, stamp=stamp, progress=progress
-        )
+            pipeline, prompts, latents, folder, config.attack, settings, detector, labels,
+            stamp=stamp, shown=fingerprint(known, named, decided), progress=progress,
+        )  # fmt: skip
         result[name] = shares(rows)
         result["seconds"] = max(row["seconds"] for row in rows)
     result["detector"] = detector.card
@@ -234,7 +261,7 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
         result["warnings"].append("The control was mostly not broken: the search is too weak to say anything; pass more --steps.")
     write_json_atomic(run.report / "attack.json", result)
     write_text_atomic(run.report / "attack.md", render(result))
-    return run.complete("attack", inputs, result)
+    return run.complete("attack", inputs, {**result, "from": read, "made": links.makes("attack")})
 
 
 def render(result: dict[str, Any]) -> str:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from sd_erase import catalog, resources, yamlfile
+from sd_erase import catalog, digests, resources, yamlfile
 from sd_erase.concepts import label_form
 from sd_erase.errors import UserError, shortened, unknown_choice
+from sd_erase.rundir import fingerprint
 
 PADDING = 114 / 255  # the grey that YOLO models are trained with
 MAX_DETECTIONS = 300  # an image
@@ -152,12 +153,15 @@ def find_file(card: Card, name: str) -> Path | None:
 
 
 def describe(card: Card, weights: Path) -> dict[str, Any]:
-    """The card as it is recorded with results: its settings and the hash of the weights, without machine paths."""
-    import hashlib
-
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    """The card as it is recorded with results: its settings and the hashes of weights and classes, without machine paths."""
     kept = ("name", "kind", "image_size", "confidence", "iou", "licence")
-    return {key: getattr(card, key) for key in kept} | {"weights": weights.name, "weights_sha256": digest}
+    architecture = find_file(card, card.architecture) if card.architecture else None
+    classes = fingerprint(card.names, card.labels, *([architecture] if architecture is not None else []))
+    return {key: getattr(card, key) for key in kept} | {
+        "weights": weights.name,
+        "weights_sha256": digests.of_file(weights),
+        "classes": classes,
+    }
 
 
 def letterbox(images: Sequence[Any], size: int) -> tuple[Any, list[tuple[float, int, int]]]:

@@ -12,12 +12,13 @@ import dataclasses
 import json
 import math
 import random
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, catalog, resources
+from sd_erase import bases, catalog, chain, resources
 from sd_erase.checkpoint import load_checkpoint, save_checkpoint
 from sd_erase.clip import (
     Towers,
@@ -73,17 +74,11 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
         base = dataclasses.replace(base, clip_partner=str(Path(config.train.clip).expanduser()))
     method: Method = catalog.resolve(catalog.METHODS, config.train.objective, "Objective")()
     settings = _resolved(config.train, method, base)
-    inputs = fingerprint(
-        dataclasses.asdict(settings),
-        config.seed,
-        config.device,
-        base.source,
-        [concept.to_dict() for concept in concepts],
-        run.pairs,
-    )
-    if run.is_complete("train", inputs) and all(
-        (run.encoder / encoder.name / "model.safetensors").is_file() for encoder in base.encoders
-    ):
+    inputs = _inputs(config, settings, base, concepts, run)
+    links = chain.Chain(run, config, progress)
+    if run.is_complete("train", inputs) and links.holds("train"):
+        return run.read_manifest("train") or {}
+    if _is_earlier(config, settings, base, concepts, run):
         return run.read_manifest("train") or {}
     with_images = method.needs_images or settings.towers == "both"
     if with_images and len(base.encoders) > 1:
@@ -92,6 +87,7 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "has none here: pass --objective sd or fast, and --towers text."
         )
     accelerator = _accelerator(config)
+    read: dict[str, Any] = {}
     anchors: dict[str, str] = {}
     parts: dict[str, dict[str, Any]] = {}
     warnings: dict[str, None] = {}  # in order, each once
@@ -103,6 +99,8 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             encoder=encoder,
             share_vision=settings.towers != "both",
         )
+        if not read:  # of a hub's model it is known only now what it is
+            read = chain.Chain(run, config, progress).reads("train")
         if not anchors:  # what stands in a concept's place is the same for all of them
             anchors = {
                 concept.name: choose_anchor(towers, concept) if concept.anchor is None else concept.anchor for concept in concepts
@@ -113,7 +111,8 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
                 else dataclasses.replace(concept, neighbours=choose_neighbours(towers, concept, anchors[concept.name]))
                 for concept in concepts
             ]
-        trainer = _train_encoder(config, settings, run, inputs, accelerator, towers, concepts, anchors, pairs, progress)
+        stamp = fingerprint(inputs, read)
+        trainer = _train_encoder(config, settings, run, stamp, accelerator, towers, concepts, anchors, pairs, progress)
         warnings |= dict.fromkeys(trainer.data.warnings)
         metadata = {
             "sd_erase.concept": ", ".join(concept.name for concept in concepts),
@@ -134,7 +133,8 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "gradient_checkpointing": trainer.checkpointing,
             "samples_per_second": round(trainer.samples_per_second, 1),
         }
-    return run.complete(
+    _drop_others(run, base)
+    manifest = run.complete(
         "train",
         inputs,
         {
@@ -155,8 +155,37 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "peak_memory_mb": _peak_memory(accelerator),
             "warnings": list(warnings),
             **({"model": base.about} if base.about else {}),
+            "card": {**chain.card(base), "named": config.base},
+            "from": read,
+            "made": links.makes("train"),
         },
     )
+    chain.retire(run, config)
+    return manifest
+
+
+def _inputs(config: RunConfig, settings: TrainConfig, base: bases.Base, concepts: list[Concept], run: RunDir) -> str:
+    """What a training depends on beside the contents of its base, which the manifest keeps as digests."""
+    card = [dataclasses.asdict(encoder) for encoder in base.encoders], base.anchors
+    cards = [concept.to_dict() for concept in concepts]
+    return fingerprint(dataclasses.asdict(settings), config.seed, config.device, card, cards, run.pairs)
+
+
+def _is_earlier(config: RunConfig, settings: TrainConfig, base: bases.Base, concepts: list[Concept], run: RunDir) -> bool:
+    """Whether a version that recorded no contents finished this very training: it is not done again for that."""
+    cards = [concept.to_dict() for concept in concepts]
+    inputs = fingerprint(dataclasses.asdict(settings), config.seed, config.device, base.source, cards, run.pairs)
+    is_there = all((run.encoder / encoder.name / "model.safetensors").is_file() for encoder in base.encoders)
+    return is_there and run.is_complete("train", inputs) and "made" not in (run.read_manifest("train") or {})
+
+
+def _drop_others(run: RunDir, base: bases.Base) -> None:
+    """Remove what an earlier training of a base with more text encoders left beside this base's."""
+    names = {encoder.name for encoder in base.encoders}
+    for name in {path.name for path in run.encoder.iterdir() if path.is_dir()} - names:
+        shutil.rmtree(run.encoder / name)
+        run.lora(name).unlink(missing_ok=True)
+        run.training(name)[1].unlink(missing_ok=True)
 
 
 def _train_encoder(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sd_erase import bases, folders, formats, resources
+from sd_erase import bases, chain, folders, formats, resources
 from sd_erase.clip import Towers, load_towers, save_text_encoder
 from sd_erase.concepts import read_concepts, write_concepts
 from sd_erase.config import RunConfig, load, override
@@ -33,13 +33,16 @@ def merged_config(runs: Sequence[RunDir]) -> RunConfig:
     """The settings of a merged run: the first run's, with all concepts.
 
     Raises:
-        UserError: fewer than two runs, runs of different bases, or a concept that two of them erase.
+        UserError: fewer than two runs, runs of different bases, a concept that two of them erase, or a run whose base or encoder is
+            not what it was.
     """
     if len(runs) < 2:
         raise UserError("Only one run is given: pass two or more to merge.")
     for run in runs:
         run.require("train", "train")
     configs = [load(run.config) for run in runs]
+    for run, config in zip(runs, configs, strict=True):  # what is added is a difference from the base that each was trained from
+        chain.Chain(run, config).require("train")
     first = configs[0]
     for run, config in zip(runs, configs, strict=True):
         if bases.resolve(config.base).source != bases.resolve(first.base).source:
@@ -109,7 +112,9 @@ def merge(runs: Sequence[RunDir], run: RunDir, config: RunConfig, progress: Prog
     """
     started = time.perf_counter()
     base, inputs = bases.resolve(config.base), _inputs(runs, config)
-    if run.is_complete("train", inputs) and all((run.encoder / encoder.name).is_dir() for encoder in base.encoders):
+    links = chain.Chain(run, config, progress)
+    is_whole = chain.BROKEN not in (links.link("harvest").state, links.link("train").state)
+    if is_whole and run.is_complete("train", inputs) and all((run.encoder / encoder.name).is_dir() for encoder in base.encoders):
         return run.require("train", "merge")
     run.reopen("train")
     concepts = [read_concepts(part) for part in runs]
@@ -154,8 +159,9 @@ def merge(runs: Sequence[RunDir], run: RunDir, config: RunConfig, progress: Prog
     write_concepts(run, together)
     write_pairs(run, unique.values())
     harvested = (runs[0].read_manifest("harvest") or {}) | {"merged": [str(part) for part in runs]}
-    run.complete("harvest", inputs, {key: value for key, value in harvested.items() if key not in ("stage", "inputs")})
-    return run.complete(
+    own = {key: value for key, value in harvested.items() if key not in ("stage", "inputs", "completed")}
+    run.complete("harvest", inputs, {**own, "from": {}, "made": links.makes("harvest")})
+    manifest = run.complete(
         "train",
         inputs,
         {
@@ -166,8 +172,13 @@ def merge(runs: Sequence[RunDir], run: RunDir, config: RunConfig, progress: Prog
             "seconds": round(time.perf_counter() - started, 1),
             "peak_memory_mb": None,
             "warnings": [],
+            "card": {**chain.card(base), "named": config.base},
+            "from": {name: chain.Chain(run, config).now(name) for name in ("text", "pairs", "concepts")},
+            "made": links.makes("train"),
         },
     )
+    chain.retire(run, config)
+    return manifest
 
 
 def _errors(towers: Towers, concepts: list[Any], anchors: dict[str, str], pairs: list[Pair], seed: int) -> dict[str, float]:

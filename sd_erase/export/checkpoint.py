@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sd_erase import components, formats
+from sd_erase import components, digests, formats
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.export import compare
@@ -43,7 +43,7 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     target = job.target(f"{source.stem[:60]}-without-{job.concept_name}.safetensors")
     if target.exists() and target.samefile(source):
         raise UserError(f"Output {target} is the checkpoint itself, which stays as it is: pass another file with --output.")
-    state = source.stat()
+    content = digests.of_files(source.parent, [source], job.progress)
 
     def make() -> dict[str, Any]:
         mappings = {erased: _mapping(header, erased, place) for erased, place in places.items()}
@@ -54,7 +54,7 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
         file = _write(job, header, places, mappings, target)
         return {"files": [file], "checkpoint": source.name, "warnings": warnings}
 
-    return job.once([str(source), state.st_size, state.st_mtime_ns, str(target)], make, [target])
+    return job.once([str(source), content, str(target)], make, [target])
 
 
 def _source(job: Job) -> Path:

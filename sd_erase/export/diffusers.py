@@ -22,7 +22,7 @@ from sd_erase.folders import DESKTOP, MARK, entries, mark, mark_of, staging
 from sd_erase.formats import prefixed
 from sd_erase.hub import loading
 from sd_erase.progress import Progress
-from sd_erase.rundir import RunDir
+from sd_erase.rundir import RunDir, read_json
 
 
 def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> dict[str, Any]:
@@ -54,7 +54,9 @@ def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
                 entry["path"] = str(target / erased.name / "model.safetensors")
             mark(folder, "export", {"files": _listing(folder)})
             _replace(target, folder, place / "old")  # which is removed with the temporary folder
-        return {"files": files, "folder": str(target)}
+        fault = job.links.fault("evaluate")
+        warnings = [f"The model card shows no figures: {job.links.sentence(fault, 'evaluate')}"] if fault is not None else []
+        return {"files": files, "folder": str(target), "warnings": warnings}
 
     return job.once([str(target), _measured(job)], make)
 
@@ -154,11 +156,11 @@ def _check_loaded(job: Job, erased: Erased, folder: Path) -> float:
 
 
 def _measured(job: Job) -> str:
-    """The evaluation's tables, where this very encoder was evaluated."""
-    manifest, train = job.run.manifest("evaluate"), job.run.manifest("train")
-    if not manifest.is_file() or manifest.stat().st_mtime < train.stat().st_mtime:
-        return ""
-    tables, _, _ = render_markdown(job.run.read_manifest("evaluate")).partition("## Each prompt")
+    """The evaluation's tables where they belong to this very encoder, or a sentence that says why there are none."""
+    if (fault := job.links.fault("evaluate")) is not None:
+        mend = job.links.mend(fault.stage, "evaluate", named=False)
+        return f"No figures of this encoder are known ({fault.reason}): {mend}, then export again."
+    tables, _, _ = render_markdown(read_json(job.run.report / "evaluation.json")).partition("## Each prompt")
     return tables.replace("# ", "## ").strip()
 
 
@@ -223,7 +225,7 @@ def model_card(job: Job) -> str:
             "",
             "## Measured",
             "",
-            measured or "This encoder was not evaluated: run `sd-erase generate` and `sd-erase evaluate`, then export again.",
+            measured,
             "",
             "## Use",
             "",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import hashlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sd_erase import __version__, bases, formats
+from sd_erase import __version__, bases, chain, digests, formats
 from sd_erase.bases import Base, TextEncoder
 from sd_erase.clients import Client, clients, line
 from sd_erase.config import RunConfig
@@ -80,13 +79,15 @@ class Job:
     encoders: tuple[Erased, ...]
     trained: dict[str, Any]  # the manifest "train"
     progress: Progress
+    links: chain.Chain
 
     @classmethod
     def of(cls, config: RunConfig, run: RunDir, progress: Progress | None = None) -> Job:
         """The job of a trained run.
 
         Raises:
-            UserError: the run has no erased encoder, or one that is damaged, or its base has no denoiser.
+            UserError: the run has no erased encoder, or one that is damaged or is not what its training wrote, or its base has no
+                denoiser.
         """
         if config.export.dtype not in SHORT:
             raise unknown_choice("Export type", config.export.dtype, SHORT)
@@ -96,8 +97,10 @@ class Job:
             raise UserError(
                 f"Base {base.name} is no image generator, so there is nothing to load its encoder into: what was trained lies in {run}."
             )
+        links = chain.Chain(run, config, progress)
+        links.require("train")
         encoders = tuple(_find(run, encoder) for encoder in base.encoders)
-        return cls(config, run, base, encoders, trained, progress or NoProgress())
+        return cls(config, run, base, encoders, trained, progress or NoProgress(), links)
 
     @property
     def concept(self) -> str:
@@ -217,8 +220,9 @@ class Job:
         """
         stage = f"export-{self.config.export.to}"
         settings = dataclasses.asdict(self.config.export)
+        encoder = self.links.now("encoder")
         digest = fingerprint(
-            *(erased.folder / "model.safetensors" for erased in self.encoders),
+            encoder,
             [self.trained.get("inputs"), list(self.config.concepts), self.base.name, settings, __version__, inputs],
         )
         done = self.run.read_manifest(stage)
@@ -228,7 +232,7 @@ class Job:
             self.check_target(target)
         self.run.reopen(stage)
         programs = [client._asdict() for client in self.clients]
-        return self.run.complete(stage, digest, {**make(), "programs": programs})
+        return self.run.complete(stage, digest, {**make(), "programs": programs, "from": {"encoder": encoder}})
 
 
 def _find(run: RunDir, encoder: TextEncoder) -> Erased:
@@ -259,11 +263,7 @@ def _is_intact(file: dict[str, Any]) -> bool:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a whole file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return digests.of_file(path)
 
 
 def _is_inside(path: Path, place: Path) -> bool:

@@ -11,9 +11,8 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from sd_erase import __version__, catalog
+from sd_erase import __version__, catalog, chain, digests
 from sd_erase.bases import Base
-from sd_erase.bases import resolve as resolve_base
 from sd_erase.clients import clients
 from sd_erase.concepts import read_concepts
 from sd_erase.config import RunConfig, dump
@@ -47,12 +46,14 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
     manifests = {stage: run.read_manifest(stage) for stage in ("harvest", "train", "generate", "evaluate", *exports)}
     record = _read_json(run.run) or {}
     concepts = read_concepts(run) if run.concepts.is_file() else []
-    evaluation, warnings = _evaluation(run, manifests)
+    links = chain.Chain(run, config, progress)
+    evaluation, has_images, warnings = _evaluation(run, links)
     names = [concept.name for concept in concepts] or list(config.concepts)
-    base = resolve_base(config.base)
-    groups = image_pairs(run, concepts, progress) if manifests["generate"] else []
+    base = chain.base_of(run, config)
+    exported = _exported(manifests, exports, links)
+    groups = image_pairs(run, concepts, progress) if has_images else []
     gone, broken = judge_target(evaluation), judge_others(evaluation)
-    towers = "both towers trained" if config.train.towers == "both" else "text tower trained"
+    towers = "both towers trained" if trained.get("towers", config.train.towers) == "both" else "text tower trained"
     facts = {
         "Erased": ", ".join(names),
         "In its place": _anchors(trained.get("anchor")),
@@ -75,15 +76,11 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
         "instead": _instead(evaluation),
         "groups": groups,
         "example": groups[0]["pairs"][0]["text"] if groups else f"a photo of {', '.join(names)}",
-        "files": [
-            {**file, "name": "/".join(Path(file["path"]).parts[-3 if stage == "export-diffusers" else -1 :])}
-            for stage in exports
-            for file in (manifests[stage] or {}).get("files", ())
-        ],
-        "loading": _loading(base, manifests, exports),
+        "files": _files(exported),
+        "loading": _loading(base, exported),
         "encoders": [encoder.name for encoder in base.encoders],
         "base": base,
-        "charts": curves(run.metrics, trained.get("best_step")),
+        "charts": [] if links.link("train").state == chain.BROKEN else curves(run.metrics, trained.get("best_step")),
         "trained": trained,
         "harvest": manifests["harvest"],
         "warnings": warnings,
@@ -110,7 +107,29 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
     }
     write_json_atomic(run.report / "report.json", summary)
     kept = {"gone": gone.answer, "broken": broken.answer, "pairs_shown": summary["pairs_shown"], "bytes": summary["bytes"]}
-    return run.complete(STAGE, fingerprint(manifests, __version__), {**kept, "warnings": warnings})
+    made = {"from": links.reads(STAGE), "made": links.makes(STAGE)}
+    return run.complete(STAGE, fingerprint(manifests, __version__), {**kept, "warnings": warnings, **made})
+
+
+def _exported(manifests: dict[str, Any], stages: list[str], links: chain.Chain) -> dict[str, dict[str, Any]]:
+    """The manifests of the exports of the encoder of now, with those files that are still as they were written."""
+    encoder = links.now("encoder")
+    found = {stage: manifest for stage in stages if (manifest := manifests[stage] or {}).get("from", {}).get("encoder") == encoder}
+    return {stage: {**manifest, "files": list(filter(_is_there, manifest["files"]))} for stage, manifest in found.items()}
+
+
+def _is_there(file: dict[str, Any]) -> bool:
+    path = Path(file["path"])
+    return path.is_file() and digests.of_file(path) == file["sha256"]
+
+
+def _files(exported: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the page's list of files says of each."""
+    return [
+        {**file, "name": "/".join(Path(file["path"]).parts[-3 if stage == "export-diffusers" else -1 :])}
+        for stage, manifest in exported.items()
+        for file in manifest["files"]
+    ]
 
 
 def _shown(value: Any) -> Any:
@@ -138,9 +157,9 @@ def _table_row(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "is_target": row["role"].startswith("target"), "marks": [mark(row["original"]), mark(row["erased"])]}
 
 
-def _loading(base: Base, manifests: dict[str, Any], exports: list[str]) -> list[dict[str, Any]]:
+def _loading(base: Base, exported: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """For each export that was written, else for ComfyUI's, the programs that take it and those that do not."""
-    done = {stage.removeprefix("export-"): manifest for stage in exports if (manifest := manifests[stage])}
+    done = {stage.removeprefix("export-"): manifest for stage, manifest in exported.items()}
     fallback = [client._asdict() for client in clients("comfyui", base.family, pocket=base.pocket)]
     ways = [{"to": to, "programs": manifest["programs"]} for to, manifest in done.items() if manifest.get("programs")]
     return ways or [{"to": "comfyui", "programs": fallback}]
@@ -175,16 +194,20 @@ def _anchors(anchors: Any) -> str:
     return str(anchors) if anchors else "nothing (the word is dropped)" if anchors == "" else "–"
 
 
-def _evaluation(run: RunDir, manifests: dict[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
-    """The evaluation, where there is one of the images that lie in the run now, and what a reader should be warned of."""
-    if manifests["generate"] is None:
-        return None, ["No images were drawn yet: run `sd-erase generate`, then `sd-erase evaluate` and `sd-erase report`."]
-    warnings = list(manifests["generate"].get("warnings", ()))
-    if manifests["evaluate"] is None:
-        return None, [*warnings, "The images were not evaluated yet: run `sd-erase evaluate`, then `sd-erase report`."]
-    if run.manifest("evaluate").stat().st_mtime_ns < run.manifest("generate").stat().st_mtime_ns:
-        return None, [*warnings, "The evaluation is older than the images: run `sd-erase evaluate`, then `sd-erase report`."]
-    return _read_json(run.report / "evaluation.json"), [*warnings, *manifests["evaluate"].get("warnings", ())]
+def _evaluation(run: RunDir, links: chain.Chain) -> tuple[dict[str, Any] | None, bool, list[str]]:
+    """The evaluation where it belongs to all that lies in the run now, whether the images do, and what a reader is to know."""
+    drawn, counted = links.fault("generate"), links.fault("evaluate")
+    notes = links.notes("evaluate")
+    attacked = links.fault("attack") if run.read_manifest("attack") is not None else None
+    if attacked is not None and attacked.stage == "attack":
+        notes.append(f"The attack's figures are out of date, {links.sentence(attacked, 'attack')}")
+    if drawn is not None:
+        return None, False, [links.shown(drawn, "report"), *notes]
+    notes += (run.read_manifest("generate") or {}).get("warnings", ())
+    if counted is not None:
+        return None, True, [links.shown(counted, "report"), *notes]
+    evaluation = _read_json(run.report / "evaluation.json")
+    return evaluation, True, [*evaluation.get("warnings", ()), *notes]
 
 
 def _read_json(path: Path) -> Any:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, resources
+from sd_erase import bases, chain, digests, resources
 from sd_erase.captions import cifar100, digest, open_dataset
 from sd_erase.concepts import Concept, load_concepts
 from sd_erase.config import RunConfig, from_dict, override, to_dict
@@ -63,6 +63,7 @@ class Bench:
         for spec in datasets:
             self.specs["classes" if spec.partition(":")[0] == "cifar100" else "captions"] = spec
         self._towers: dict[str, Towers] = {}
+        self._contents: dict[str, str] = {}
 
     def working(self) -> contextlib.AbstractContextManager[None]:
         """Be the one process that works in the folder; it is marked as ours.
@@ -185,17 +186,15 @@ class Bench:
         """
         config = self.config(concepts, side, seed, settings)
         run = RunDir(self.folder / "bench" / "runs" / self._run_name(config, concepts, side))
-        is_trained = run.read_manifest("train") is not None
-        if not is_trained:
-            self._stage("harvest", config, run)
-        # the original's image embeddings are the same for every method on these pairs
+        # finished stages are done again only where their data, their base or their own files are not what they were
+        self._stage("harvest", config, run)
+        # the original's image embeddings are the same for every method on these pairs; they know by content what they are of
         shared = self.folder / "bench" / "embeddings" / f"{side}-{fingerprint(run.pairs, self.base.source)[:8]}"
-        if not is_trained:
-            if shared.is_dir() and not run.cache.is_dir():
-                with replacing(run.cache) as copy:
-                    shutil.copytree(shared, copy)
-            self._stage("train", config, run)
-            gc.collect()  # accelerate's objects refer to each other, and would keep the trained model beside the next one
+        if run.read_manifest("train") is None and shared.is_dir() and not run.cache.is_dir():
+            with replacing(run.cache) as copy:
+                shutil.copytree(shared, copy)
+        self._stage("train", config, run)
+        gc.collect()  # accelerate's objects refer to each other, and would keep the trained model beside the next one
         if run.cache.is_dir() and not shared.is_dir():
             shared.parent.mkdir(parents=True, exist_ok=True)
             run.cache.replace(shared)
@@ -207,7 +206,7 @@ class Bench:
         """As `run`, by ``sd-erase train`` in a process of its own and in a folder of its own: its time and memory are its own."""
         config = self.config(concepts, side, seed, settings)
         run = RunDir(self.folder / "bench" / "alone" / self._run_name(config, concepts, side))
-        if run.read_manifest("train") is None:
+        if chain.Chain(run, config).fault("train") is not None:
             with locked(run.path, wait=True) if run.is_ours() else writing(config, run):  # a killed one's child may still train
                 write_config(config, run)
             command = [sys.executable, "-m", "sd_erase", "train", "--run", str(run.path)]
@@ -243,12 +242,36 @@ class Bench:
         return load_erased_towers(self.base, run, resources.device(self.device))
 
     def measured(self, run: RunDir | None, name: str, inputs: Any, measure: Callable[[Towers], Any]) -> Any:
-        """``measure(towers of run)``, kept beside the run and not computed again for the same inputs; None is the original."""
+        """``measure(towers of run)``, kept beside the run and not computed again for the same inputs; None is the original.
+
+        The contents of the models, of the data and of the code that measures count among the inputs.
+
+        Args:
+            inputs: what else the measurement depends on; the side of the data first.
+        """
         folder = run.path if run is not None else self.folder / "bench" / "original"
-        path = folder / "measures" / f"{name}-{fingerprint(inputs, self.base.source)[:8]}.json"
-        if not path.is_file():
-            write_json_atomic(path, measure(self.towers(run) if run is not None else self.original()))
-        return read_json(path)
+        encoder = None if run is None else chain.Chain(run, from_dict({"base": self.base_name})).now("encoder")
+        models = [digests.of_base(self.base, self.progress, text_only=True), digests.of_clip(self.base, self.progress), encoder]
+        code = digests.of_sources("metrics", "reproduce/tables", "clip", "concepts")
+        key = fingerprint(inputs, self.base.source, models, self._content(inputs[0]), code)
+        path = folder / "measures" / f"{name}-{key[:8]}.json"
+        kept = read_json(path) if path.is_file() else {}
+        if kept.get("key") != key or kept.get("seal") != fingerprint(kept.get("value")):
+            value = measure(self.towers(run) if run is not None else self.original())
+            kept = {"key": key, "value": value, "seal": fingerprint(value)}
+            write_json_atomic(path, kept)
+        return kept["value"]
+
+    def _content(self, side: str) -> str:
+        """A digest of one side's captions and images, read once."""
+        if side not in self._contents:
+            rows = (
+                (caption.key, caption.text, caption.split, digests.of_file(Path(caption.image)))
+                for caption in self._captions(side)
+                if caption.image and Path(caption.image).is_file()
+            )
+            self._contents[side] = fingerprint(list(rows))
+        return self._contents[side]
 
 
 def render_scenes(side: str, folder: Path, progress: Progress) -> list[dict[str, Any]]:

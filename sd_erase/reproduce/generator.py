@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd_erase import resources
+from sd_erase import chain, resources
 from sd_erase.detection import load_detector
 from sd_erase.drawing import Settings, base_stamp, precision
 from sd_erase.evaluation import detect_files
@@ -33,7 +33,7 @@ class Generator:
     def __post_init__(self) -> None:
         device = resources.device(self.bench.device)
         self.original = load_original(self.bench.base, device, precision(self.bench.base, device))
-        self.stamp = base_stamp(self.bench.base)
+        self.stamp = fingerprint(base_stamp(self.bench.base, self.bench.progress), device.type, str(self.original.dtype))
 
     def draw(self, run: RunDir | None, prompts: Sequence[str], images: int, name: str) -> list[Path]:
         """`images` images of every prompt, prompt by prompt, by `run`'s encoder; None is the original.
@@ -45,8 +45,8 @@ class Generator:
         settings = dataclasses.replace(settings, images_per_prompt=images)
         pipeline, stamp, folder = self.original, self.stamp, self.bench.folder / "bench" / "original"
         if run is not None:
-            encoder = run.encoder / self.bench.base.encoders[0].name / "model.safetensors"
-            pipeline, stamp, folder = erased_pipeline(self.original, run), fingerprint(self.stamp, encoder), run.path
+            encoders = chain.Chain(run, self.bench.config("", "captions", 0, {})).now("encoder")
+            pipeline, stamp, folder = erased_pipeline(self.original, run), fingerprint(self.stamp, encoders), run.path
         wanted = [Prompt(prompt) for prompt in prompts]
         # the original draws for every concept: other prompts must not take the place of images that are still to be shown
         kept = folder / "images" / f"{name}-{fingerprint(list(prompts))[:8]}"
