@@ -22,12 +22,12 @@ from sd_erase.attacks import stage as attacks
 from sd_erase.concepts import Concept, load_concepts, read_concepts
 from sd_erase.config import RunConfig, check_methods, from_dict, override, to_dict
 from sd_erase.detection import Detector
-from sd_erase.drawing import base_stamp
+from sd_erase.drawing import Settings, base_stamp
 from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError, shortened
 from sd_erase.evaluation import decides, detect_files, detector_of
 from sd_erase.folders import Busy, Hold, claim, locked, working_in
-from sd_erase.images import Settings, draw, files_of, sheet
+from sd_erase.images import draw, files_of, sheet
 from sd_erase.metrics.rates import wilson
 from sd_erase.probes import Coherence, answers, probes, psnr, unlisted_words
 from sd_erase.progress import NoProgress, Progress
@@ -76,7 +76,7 @@ def read_recipe(path: str | Path) -> Recipe:
     fields = {item.name: item.default for item in dataclasses.fields(Recipe)}
     if not isinstance(values, dict) or not {"concepts", "methods"} <= values.keys() <= fields.keys():
         raise UserError(f"Recipe {path} must be a mapping with concepts and methods, and at most {', '.join(sorted(fields))}.")
-    given = {
+    given: dict[str, Any] = {
         key: [value] if key in ("concepts", "seeds") and isinstance(value, (str, int)) else value for key, value in values.items()
     }
     given["methods"] = {name: settings or {} for name, settings in _mapping(path, given, "methods", (dict, type(None))).items()}
@@ -90,7 +90,8 @@ def read_recipe(path: str | Path) -> Recipe:
     for key in ("prompts", "attacked"):
         if not isinstance(given.get(key, 0), int) or given.get(key, 0) < 0:
             raise UserError(f"Recipe {path}: {key} must be a whole number, not {given[key]!r}.")
-    recipe = Recipe(**{**given, **{key: tuple(given[key]) for key in ("concepts", "seeds") if key in given}})
+    given |= {key: tuple(given[key]) for key in ("concepts", "seeds") if key in given}
+    recipe = Recipe(**given)
     if recipe.images.keys() - GROUPS or recipe.images.get("named", 0) < 1:
         raise UserError(f"Recipe {path}: images must give a number for named, and for none but {', '.join(sorted(GROUPS))}.")
     check_methods(path, recipe.settings, recipe.methods)
@@ -438,7 +439,7 @@ class _Bench:
         for name in shown:
             with Image.open(folders["original"] / name) as image:
                 captions.append(image.info["prompt"])
-        rows = {row: [folder / name for name in shown] for row, folder in folders.items()}
+        rows: dict[str, Sequence[Path]] = {row: [folder / name for name in shown] for row, folder in folders.items()}
         sheet(captions, rows, self.folder / f"contact-{_name(concepts)}.png")
 
 

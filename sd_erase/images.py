@@ -230,7 +230,7 @@ def sheet(captions: Sequence[str], rows: dict[str, Sequence[Path]], path: Path) 
             scale = side / max(picture.size)
             # few pixels are enlarged sharply: a smoothed 64-pixel image is a blur
             method = Image.Resampling.NEAREST if scale > 1.5 else Image.Resampling.LANCZOS
-            picture = picture.resize(tuple(max(1, round(length * scale)) for length in picture.size), method)
+            picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), method)
             top = margin + caption_height + number * (side + gap)
             canvas.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
     for number, name in enumerate(rows):

@@ -167,7 +167,7 @@ def _build(description: dict[str, Any], numbers: int, what: str) -> Any:
     from torch.utils._python_dispatch import TorchDispatchMode
     from ultralytics.nn.tasks import DetectionModel
 
-    class Bounded(TorchDispatchMode):  # type: ignore[misc]
+    class Bounded(TorchDispatchMode):
         left = 4 * numbers + SPARE_NUMBERS
 
         def __torch_dispatch__(self, function: Any, kinds: Any, given: Any = (), options: Any = None) -> Any:

@@ -159,8 +159,8 @@ def merge(runs: Sequence[RunDir], run: RunDir, config: RunConfig, progress: Prog
     write_concepts(run, together)
     write_pairs(run, unique.values())
     harvested = (runs[0].read_manifest("harvest") or {}) | {"merged": [str(part) for part in runs]}
-    own = {key: value for key, value in harvested.items() if key not in ("stage", "inputs", "completed")}
-    run.complete("harvest", inputs, {**own, "from": {}, "made": links.makes("harvest")})
+    kept = {key: value for key, value in harvested.items() if key not in ("stage", "inputs", "completed")}
+    run.complete("harvest", inputs, {**kept, "from": {}, "made": links.makes("harvest")})
     manifest = run.complete(
         "train",
         inputs,

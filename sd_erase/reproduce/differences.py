@@ -18,7 +18,9 @@ def differences(rows: Sequence[dict[str, Any]], paper: Sequence[dict[str, Any]])
     apart, both = [], 0
     for row in rows:
         other = next((one for one in paper if _alike(row, one)), None)
-        for column in row if other is not None else ():
+        if other is None:
+            continue
+        for column in row:
             ours, theirs = row[column], other.get(column)
             if not column.endswith("%") or not isinstance(ours, (int, float)) or not isinstance(theirs, (int, float)):
                 continue

@@ -275,9 +275,9 @@ def cost(recipe: Recipe, bench: Bench) -> Experiment:
     rows = []
     for side, erasures in recipe.concepts.items():
         for method, settings in _rows(recipe)[1:]:
-            run = bench.run_alone(
-                {**(settings or {}), "train.steps": int(recipe.sizes.get("steps", settings.get("train.steps", 20)))}, erasures[0], recipe.seeds[0], side
-            )
+            own = settings or {}
+            steps = int(recipe.sizes.get("steps", own.get("train.steps", 20)))
+            run = bench.run_alone({**own, "train.steps": steps}, erasures[0], recipe.seeds[0], side)
             manifest, counts = run.require("train", "train"), run.require("harvest", "harvest")["counts"]
             pairs, rate = counts["forget"]["train"] + counts["retain"]["train"], manifest["samples_per_second"]
             rows.append(
