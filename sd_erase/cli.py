@@ -743,7 +743,7 @@ def sweep_command(
 
     axes = [read_axis(text) for text in over]
     tried = [{**dict(changes), **point} for point in points(axes, number or 0, seed)]
-    check_sweep(tried, " + ".join(concepts), side, base, datasets, device, seed)
+    check_sweep(tried, " + ".join(concepts), side, base, datasets, device, seed, [axis.setting for axis in axes])
     bench = Bench(output, base, datasets, device, RichProgress())
     with bench.working():
         result = sweep(bench, " + ".join(concepts), side, dict(changes), axes, number or 0, seed)

@@ -13,7 +13,7 @@ from typing import Any
 from sd_erase import bases, catalog, formats, hub, modelfiles, resources, schema
 from sd_erase.bases import Base
 from sd_erase.captions import choose_dataset
-from sd_erase.concepts import load_concepts
+from sd_erase.concepts import excluded_words, load_concepts
 from sd_erase.config import RunConfig, TrainConfig
 from sd_erase.errors import UserError
 from sd_erase.headers import read_header
@@ -50,6 +50,8 @@ def check(
     device = _device(config)
     faults: list[Fault] = []
     if "harvest" in stages:  # what lies in the data set, the harvest says
+        if config.harvest.exclude:
+            excluded_words(config.harvest.exclude)
         dataset = choose_dataset(config.harvest.dataset, base, load_concepts(config))
         catalog.resolve(catalog.READERS, dataset.partition(":")[0], "Data set reader")
     if "train" in stages:

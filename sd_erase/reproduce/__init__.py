@@ -127,17 +127,17 @@ def read_recipe(
     return recipe
 
 
-def check_read(dotted: str) -> None:
-    """Refuse a `--set` that no experiment reads, or that another flag decides: it would be ignored.
+def check_read(dotted: str, given: str = "--set") -> None:
+    """Refuse a setting that no experiment reads, or that another flag decides: it would be ignored.
 
     Raises:
         UserError: which it is, and what to pass instead.
     """
     if (flag := OTHER_FLAGS.get(dotted)) is not None:
-        raise UserError(f"--set {dotted} is not how that is set here: pass {flag}.")
+        raise UserError(f"{given} {dotted} is not how that is set here: pass {flag}.")
     section, _, name = dotted.partition(".")
     if section in ("generate", "evaluate", "attack", "export"):
-        raise UserError(f"--set {dotted} has no effect: no experiment reads the settings of {section}; pass train.*, harvest.* or sizes.*.")
+        raise UserError(f"{given} {dotted} has no effect: no experiment reads the settings of {section}; pass train.*, harvest.* or sizes.*.")
     if section == "sizes" and name.partition(".")[0] not in SIZES:
         raise unknown_choice("Size of an experiment", name, SIZES)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sd_erase import bases, preflight
@@ -44,6 +44,11 @@ def check_experiments(
         _refuse(asked, OWN_PROMPTS, "--concept", "draws the prompts of its own concepts")
     if len(concepts) > 1:
         _refuse(asked, ONE_CONCEPT, "A second --concept", "shows one erasure only")
+    for objective in objectives:
+        _named("--method", {"train.objective": objective})
+    for concept in concepts:
+        _named("--concept", {"concepts": [concept]})
+    _named("--set", {name: value for name, value in changes.items() if not name.startswith("sizes.")})
     base = bases.resolve(base_name)
     recipes = {name: read_recipe(name, dict(changes), objectives, concepts) for name in asked}
     for dotted, value in changes.items():
@@ -63,18 +68,24 @@ def check_experiments(
 
 
 def check_sweep(
-    points: Sequence[Mapping[str, Any]], concepts: str, side: str, base_name: str, datasets: Sequence[str], device: str, seed: int
-) -> None:
-    """The same of a sweep's points, each with the settings that all share.
+    points: Sequence[Mapping[str, Any]], concepts: str, side: str, base_name: str, datasets: Sequence[str], device: str, seed: int,
+    swept: Collection[str] = (),
+) -> None:  # fmt: skip
+    """The same of a sweep's points, each with the settings that all share; `swept` are the settings that differ.
 
     Raises:
         UserError: which flag, and what to pass instead.
     """
     for dotted in {dotted for point in points for dotted in point}:
+        flag = "--over" if dotted in swept else "--set"
         if dotted.startswith("sizes."):
-            raise UserError(f"--set {dotted} has no effect on a sweep: pass train.* or harvest.*.")
+            raise UserError(f"{flag} {dotted} has no effect on a sweep: pass train.* or harvest.*.")
+        if dotted == "seed":
+            raise UserError(f"{flag} seed is not how that is set here: pass --seed.")
         if dotted != "train.objective":  # here it is a setting like others
-            check_read(dotted)
+            check_read(dotted, flag)
+        for point in points:
+            _named(flag, {dotted: point[dotted]})
     _check_datasets(datasets, {side}, f"a sweep with --data {side}")
     check_machine(points, [concepts], base_name, device, seed)
 
@@ -89,6 +100,11 @@ def check_machine(
         preflight.check(base, ("harvest",))
         for each in settings:
             preflight.check(override(base, each), ("harvest", "train"))
+
+
+def _named(flag: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that no run could have, under the name of the flag that gave them."""
+    override(RunConfig(), settings, {name: f"{flag} {name}" if flag in ("--set", "--over") else flag for name in settings})
 
 
 def _refuse(asked: Sequence[str], among: Sequence[str], flag: str, why: str) -> None:
