@@ -22,6 +22,7 @@ from typing import Any
 
 from sd_erase import resources
 from sd_erase.errors import UserError
+from sd_erase.terminal import one_line
 
 MAX_FILE = 2**28  # bytes: what is larger is no list of prompts
 MAX_PROMPT = 10_000  # characters: a text encoder reads 77 tokens
@@ -340,7 +341,7 @@ def _from_json(file: _File) -> Iterator[_Row]:
     if isinstance(values, dict):
         known = next((name for name in values if name.lower() in ("prompts", "prompt")), None)
         if known is None or not isinstance(values[known], list):
-            names = ", ".join(str(name)[:40] for name in list(values)[:8]) or "no name"
+            names = one_line(", ".join(str(name)[:40] for name in list(values)[:8])) or "no name"
             raise file.refusal(
                 f"is no list of prompts (an object with {names}): pass a list of texts, or of objects with prompt and seed."
             )
@@ -374,7 +375,7 @@ def _from_value(file: _File, line: int, value: Any) -> Iterator[_Row]:
         if len(row) < len(value):
             raise file.refusal("names a key twice in one object: remove one.", line)
         if "prompt" not in row:
-            raise file.refusal(f"has no 'prompt' (it has {', '.join(list(row)[:8]) or 'nothing'}): add it.", line)
+            raise file.refusal(f"has no 'prompt' (it has {one_line(', '.join(list(row)[:8])[:200]) or 'nothing'}): add it.", line)
         value = row["prompt"]
         seeds = [name for name in SEEDS if row.get(name) is not None]
         if len(seeds) > 1 and not any("are used" in note for note in file.notes):

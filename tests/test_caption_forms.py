@@ -170,6 +170,11 @@ def test_a_byte_order_mark_in_json_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ({"a\nb": 1, "\x1b[2J": 2}, "no caption file (an object with a\\nb, \\x1b[2J)"),
+        ([{"a\nb": 1}], "entry 0, which has a\\nb"),
+        ([{"caption\n": 1}], "caption\\n must be text"),
+        ({"x\ny": {"caption": 1}}, "image x\\ny: caption must be text"),
+        ({"images": [], "annotations": [{"id": "\n", "image_id": "a\nb", "caption": "x"}]}, "caption of image 'a\\nb'"),
         ({"style": {"van gogh": 1}, "object": 3}, "no caption file (an object with style, object)"),
         ([{"id": 1, "conversations": []}], "rows without a caption (1, at entry 0, which has id, conversations)"),
         ([3], "entry 0: no caption"),

@@ -205,6 +205,8 @@ def test_json_prompts_are_read(name: str, tmp_path: Path) -> None:
         ("a.jsonl", '{"prompt": "a", "seed": -1}\n', "the seed '-1'"),
         ("a.jsonl", '{"prompt": "\\ud800"}\n', "half a character"),
         ("a.jsonl", "9" * 5000, "line 1"),
+        ("a.jsonl", '{"a\\nb": "a"}\n', "it has a\\\\nb\\)"),
+        ("a.json", '{"a\\nb": 1}', "an object with a\\\\nb\\)"),
         ("a.json", '{"style": {"van gogh": 1}}', "an object with style"),
         ("a.json", '"a dog"', "no list"),
         ("a.json", '["a dog", ["a cat"]]', "entry 2, holds a prompt that is no text"),
@@ -213,8 +215,9 @@ def test_json_prompts_are_read(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_bad_json_is_one_sentence(name: str, content: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         read_prompts(write(tmp_path / name, content))
+    assert "\n" not in str(error.value)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from sd_erase.captions.caption import Caption, Keys, Tally
 from sd_erase.captions.columns import TEXT, column_of, image_name, note_other_texts, split_of, texts_of
 from sd_erase.captions.files import MAX_ROW, Images, peeked, reading, relative_name, take_out
 from sd_erase.errors import UserError
+from sd_erase.terminal import one_line
 
 SUFFIXES = (".parquet", ".arrow")
 _NAMES = ("filename", "image_name", "file_name", "image_path", "filepath", "img_id", "image_id", "key")
@@ -127,10 +128,12 @@ class _Columns:
         text = column_of(readable, TEXT)
         if text is None:
             why = (
-                f"its {', '.join(f'{name} is {schema.field(name).type}' for name in texts)[:120]}; it has" if texts else "it has"
+                f"its {one_line(', '.join(f'{name} is {schema.field(name).type}' for name in texts)[:120])}; it has"
+                if texts
+                else "it has"
             )
             raise UserError(
-                f"{file} has no caption column ({why} {', '.join(schema.names)[:300]}): expected one of {', '.join(TEXT)}."
+                f"{file} has no caption column ({why} {one_line(', '.join(schema.names)[:300])}): expected one of {', '.join(TEXT)}."
             )
         note_other_texts(readable, text, file, tally)
         strings = [name for name in names if _is_string(schema.field(name).type)]

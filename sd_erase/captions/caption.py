@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sd_erase.errors import UserError
+from sd_erase.terminal import one_line
 
 MAX_CAPTION = 10_000  # characters: a text encoder reads 77 tokens, and what is longer is a page or no text at all
 _NOTES = 20
@@ -51,17 +52,18 @@ class Tally:
     def skip(self, kind: str, where: str, *, quiet: bool = False) -> None:
         """Count one of `kind` at `where`."""
         self.counts[kind] += 1
-        self.first.setdefault(kind, where[:80])
+        self.first.setdefault(kind, one_line(where[:80]))
         if quiet:
             self.quiet.add(kind)
 
     def keep(self, kind: str, where: str) -> None:
         """Count one of `kind` at `where`, which is read all the same."""
         self.kept[kind] += 1
-        self.first.setdefault(kind, where[:80])
+        self.first.setdefault(kind, one_line(where[:80]))
 
     def note(self, sentence: str) -> None:
         """Keep `sentence`, once; a file of ever other faults fills no memory."""
+        sentence = one_line(sentence)
         if sentence not in self.notes and len(self.notes) < _NOTES:
             self.notes.append(sentence)
 

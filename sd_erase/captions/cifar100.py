@@ -12,6 +12,7 @@ from sd_erase.captions.arrow import files_of, image_bytes, rows_of, schema_of, s
 from sd_erase.captions.caption import Caption, Tally, checked
 from sd_erase.captions.files import MAX_ROW, reading, take_out
 from sd_erase.errors import UserError
+from sd_erase.terminal import one_line
 
 TEMPLATES = (
     "a photo of a {}",
@@ -210,7 +211,9 @@ def _parquet(shards: list[Path], folder: Path | None, wanted: Collection[str] | 
         columns = schema.names
         image_column = next((name for name in ("img", "image") if name in columns), None)
         if "fine_label" not in columns:
-            raise UserError(f"{shard} has no column fine_label (it has {', '.join(columns)}): pass CIFAR-100's parquet files.")
+            raise UserError(
+                f"{shard} has no column fine_label (it has {one_line(', '.join(columns)[:300])}): pass CIFAR-100's parquet files."
+            )
         metadata = schema.metadata or {}
         try:
             labels = json.loads(metadata[b"huggingface"])["info"]["features"]["fine_label"]["names"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from sd_erase.captions.caption import Tally
 from sd_erase.errors import UserError
+from sd_erase.terminal import one_line
 
 # in the order in which one is taken where there are several
 TEXT = ("caption", "captions", "raw", "sentences", "text", "texts", "sentence", "sentences_raw", "comment", "prompt", "alt_text")
@@ -48,7 +49,7 @@ def texts_of(value: Any, file: Any, place: str, tally: Tally, what: str = "capti
         if text is None:
             tally.skip("null captions", place)
         elif not isinstance(text, str):
-            raise UserError(f"{file}, {place}: {what} must be text or a list of texts, not {type(text).__name__}.")
+            raise UserError(f"{file}, {place}: {one_line(what)} must be text or a list of texts, not {type(text).__name__}.")
         else:
             texts.append((number, text.strip()))
     return texts

@@ -13,6 +13,7 @@ from sd_erase.captions.caption import Caption, Keys, Tally
 from sd_erase.captions.columns import IMAGE, TEXT, column_of, image_name, note_other_texts, split_of
 from sd_erase.captions.files import Images, ended_lines, image_inside, lines, peeked, relative_name
 from sd_erase.errors import UserError
+from sd_erase.terminal import one_line
 
 URL = re.compile(r"(?:https?|ftp)://|^//", re.IGNORECASE)
 TOKEN = re.compile(r"[^\t]+#r?[0-9]+\t")
@@ -76,7 +77,9 @@ class _Header:
                 f'{file}, line {line}: {why}; put a caption that holds what divides the cells into double quotes ("...").'
             )
         if len(row) <= self.text:
-            raise UserError(f"{file}, line {line}: no caption after {row[0][:60]!r}; expected `{','.join(self.names)[:80]}`.")
+            raise UserError(
+                f"{file}, line {line}: no caption after {row[0][:60]!r}; expected `{one_line(','.join(self.names)[:80])}`."
+            )
         image, split = (row[at].strip() if at is not None and at < len(row) else None for at in (self.image, self.split))
         return row[self.text], image or None, split or None
 

@@ -11,7 +11,8 @@ from typing import IO, Any
 from sd_erase.captions.caption import Caption, Keys, Tally
 from sd_erase.captions.columns import TEXT, caption_column, image_name, image_of, split_of, texts_of
 from sd_erase.captions.files import IMAGE_SUFFIXES, MAX_TEXT, Images, leaves_folder, opened, peeked, reading, relative_name
-from sd_erase.errors import UserError
+from sd_erase.errors import UserError, shortened
+from sd_erase.terminal import one_line
 
 FORMS = "COCO's annotations, Karpathy's `images` with `sentences`, a list of objects with a caption, or kohya's path -> caption"
 _EVENTS = 20_000  # of the parser, within which a document shows its form
@@ -73,7 +74,7 @@ def form_of(path: Path) -> str:
             return "kohya"
     if "images" in names:
         return "coco"
-    what = f"an object with {', '.join(names[:6])[:120]}" if names else "no list and no object"
+    what = f"an object with {one_line(', '.join(names[:6])[:120])}" if names else "no list and no object"
     raise UserError(f"{path} is no caption file ({what}): expected {FORMS}.")
 
 
@@ -110,8 +111,8 @@ def _coco(file: Path, images: Images, tally: Tally) -> Iterator[Caption]:
         except (TypeError, KeyError) as error:
             raise UserError(f"{file} holds no captions (a bad annotation: {error}): pass captions_*.json.") from error
         if name is None:
-            raise UserError(f"{file} has a caption of image {str(identifier)[:40]}, which it does not list: download it again.")
-        for _, one in texts_of(text, f"{file} holds no captions", f"annotation {number}", tally):
+            raise UserError(f"{file} has a caption of image {shortened(identifier)}, which it does not list: download it again.")
+        for _, one in texts_of(text, f"{file} holds no captions", f"annotation {one_line(number)}", tally):
             yield Caption(keys.own(f"{name}#{number}"), images.path(name), one, None)
 
 
@@ -133,7 +134,7 @@ def _karpathy(file: Path, images: Images, tally: Tally) -> Iterator[Caption]:
         if images.root and not leaves_folder(name) and not os.path.isfile(images.root / name):
             name = row["filename"]
         split = split_of(row.get("split"))
-        for number, text in texts_of(row["sentences"], file, f"image {name[:60]}", tally, "sentences"):
+        for number, text in texts_of(row["sentences"], file, f"image {one_line(name[:60])}", tally, "sentences"):
             yield Caption(keys.own(f"{row['filename']}#{number}"), images.path(name), text, split)
 
 
@@ -159,7 +160,7 @@ def _kohya(file: Path, images: Images, tally: Tally) -> Iterator[Caption]:
     beside = _Stems(file.parent)
     keys = Keys(tally)
     for path, row in parsed(file, "kvitems"):
-        place = f"image {path[:60]}"
+        place = f"image {one_line(path[:60])}"
         if not isinstance(row, dict):
             raise UserError(f"{file}, {place}: expected an object with caption or tags.")
         columns = [column for column in ("caption", "tags") if column in row]

@@ -62,9 +62,7 @@ def form_of(file: Path) -> str:
         return "json lines"  # its reader names the first line that is none
     if file.suffix in (".csv", ".tsv"):
         return "table"  # its reader names the columns that there are
-    raise UserError(
-        f"{file} is of no form that is read (its first line is {lines[0][:60]!r}): expected {', or '.join(SHAPES.values())}."
-    )
+    raise UserError(f"{file} is of no form that is read (its first line is {lines[0][:60]!r}): expected {FORMS}.")
 
 
 def _form_of_json(file: Path, text: str) -> str:
