@@ -16,8 +16,9 @@ help:
 demo: $(STAMP)
 	$(BIN)/sd-erase demo
 
+# a process a core, each with one thread: the models of the tests are too small for more
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow or realdata"
