@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from test_export_formats import export, made, run_of
 
 from sd_erase import bases, catalog
+from sd_erase.chain import Chain
 from sd_erase.cli import main
 from sd_erase.clients import clients, line
 from sd_erase.config import RunConfig
@@ -127,7 +128,8 @@ def test_the_page_says_it(evaluated: RunDir, settings: RunConfig) -> None:
         return words((build_report(settings, evaluated), evaluated.report / "report.html")[1].read_text())
 
     assert "Not for other programs: the pocket model" in page()
-    manifest: dict[str, Any] = {"files": [], "programs": [client._asdict() for client in clients("lora-diff", "sd1")]}
+    exported = {"encoder": Chain(evaluated, settings).now("encoder")}  # of the encoder that lies in the run
+    manifest: dict[str, Any] = {"files": [], "from": exported, "programs": [client._asdict() for client in clients("lora-diff", "sd1")]}
     evaluated.complete("export-lora-diff", "x", manifest)
     assert "Not for diffusers: refused: take --to lora" in page()
 
