@@ -37,10 +37,10 @@ def finish(run: RunDir, stage: str, inputs: str, result: dict[str, Any], base: s
     return run.complete(stage, inputs, {**result, "from": links.reads(stage), "made": links.makes(stage)})
 
 
-def trained_as_it_is(run: RunDir, base: str = "pocket") -> None:
-    """Let the training have made the encoder that lies in `run` now, which a test changed."""
-    manifest = run.read_manifest("train") or {}
-    finish(run, "train", "t", {key: value for key, value in manifest.items() if key not in ("from", "made")}, base)
+def made_as_it_is(run: RunDir, stage: str, base: str = "pocket") -> None:
+    """Let `stage` have read and made what lies in `run` now, which a test changed."""
+    manifest = run.read_manifest(stage) or {}
+    finish(run, stage, str(manifest.get("inputs")), {key: value for key, value in manifest.items() if key not in ("from", "made")}, base)
 
 
 def finish_images(run: RunDir, inputs: str = "g") -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import made_as_it_is
 from PIL import Image
 
 from sd_erase import bases, components, pipeline
@@ -188,6 +189,8 @@ def bench(monkeypatch: pytest.MonkeyPatch, run: RunDir) -> SimpleNamespace:
     monkeypatch.setattr(pipeline, "load_original", lambda *arguments: "original")
     monkeypatch.setattr(pipeline, "erased_pipeline", lambda *arguments: "erased")
     write_concepts(run, [concept_named("bicycle")])
+    made_as_it_is(run, "harvest")
+    made_as_it_is(run, "train")
     return SimpleNamespace(run=run, calls=calls)
 
 

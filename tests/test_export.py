@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from conftest import replaced, trained_as_it_is
+from conftest import made_as_it_is, replaced
 
 from sd_erase import bases, catalog
 from sd_erase.config import RunConfig
@@ -79,7 +79,7 @@ def test_position_ids_and_foreign_buffers_stay_out(settings: RunConfig, run: Run
     source = run.encoder / "text_encoder" / "model.safetensors"
     tensors = safetensors.torch.load_file(source)
     safetensors.torch.save_file({**tensors, "text_model.embeddings.position_ids": torch.arange(77)[None]}, source)
-    trained_as_it_is(run)
+    made_as_it_is(run, "train")
     path, _ = exported(settings, run)
     assert set(safetensors.torch.load_file(path)) == set(tensors)
 
@@ -125,7 +125,7 @@ def test_an_encoder_that_overflows_half_precision_is_refused(settings: RunConfig
     tensors = safetensors.torch.load_file(source)
     tensors["text_model.final_layer_norm.weight"][0] = 1e6
     safetensors.torch.save_file(tensors, source)
-    trained_as_it_is(run)
+    made_as_it_is(run, "train")
     with pytest.raises(UserError, match="--dtype float32"):
         exported(settings, run)
     assert not run.export.exists()
@@ -154,7 +154,7 @@ def test_a_broken_encoder_is_refused(settings: RunConfig, run: RunDir, damage: s
         source.unlink()
     with pytest.raises(UserError, match="run `sd-erase train --run"):  # it is no longer what the training made
         exported(settings, run)
-    trained_as_it_is(run)
+    made_as_it_is(run, "train")
     with pytest.raises(UserError, match="run `sd-erase train` again"):  # nor would such a one be taken
         exported(settings, run)
 
@@ -166,7 +166,7 @@ def test_xl_exports_two_files_and_keeps_the_projection(settings: RunConfig, run:
     tensors = safetensors.torch.load_file(first / "model.safetensors")
     safetensors.torch.save_file({**tensors, "text_projection.weight": torch.eye(16)}, second / "model.safetensors")
     settings = dataclasses.replace(settings, base="sdxl")
-    trained_as_it_is(run, "sdxl")
+    made_as_it_is(run, "train", "sdxl")
     files = export(settings, run)["files"]
     assert [file["tensors"] for file in files] == [len(tensors), len(tensors) + 1]
     with pytest.raises(UserError, match="2 text encoders"):
