@@ -185,7 +185,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, run: RunDir) -> SimpleNamespace:
     monkeypatch.setattr(stage, "draw", draw)
     monkeypatch.setattr(stage, "random_prefixes", lambda pipeline, prompts, tokens, seed: ["blue"] * len(prompts))
     monkeypatch.setattr(stage, "encode_images", lambda pipeline, images: torch.zeros(1, 4, 1, 1))
-    monkeypatch.setattr(stage, "detector_of", lambda config: Finder())
+    monkeypatch.setattr(stage, "detector_of", lambda *arguments: Finder())
     monkeypatch.setattr(pipeline, "load_original", lambda *arguments: "original")
     monkeypatch.setattr(pipeline, "erased_pipeline", lambda *arguments: "erased")
     write_concepts(run, [concept_named("bicycle")])
