@@ -206,16 +206,18 @@ class Chain:
             link = self.link(name)
             if link.state == BROKEN:
                 return link
-            if link.state in (MISSING, NOT_RECORDED) and not self._tolerated(link):
+            if link.state in (MISSING, NOT_RECORDED) and not self._tolerated(link, stage):
                 return link
         return None
 
-    def _tolerated(self, link: Link) -> bool:
+    def _tolerated(self, link: Link, stage: str) -> bool:
+        """Whether the work of `stage` may be relied on although a link before it says nothing."""
         if link.stage == "harvest":  # what the training read of it is in the training's own link
             return True
         if link.stage != "train":
             return False
-        return link.state == NOT_RECORDED or not any(self.run.encoder.rglob("*.safetensors"))  # of the original alone, no training
+        # images of the original alone need no training
+        return link.state == NOT_RECORDED or (stage != "train" and not any(self.run.encoder.rglob("*.safetensors")))
 
     def require(self, stage: str) -> None:
         """Refuse to build on a broken link.

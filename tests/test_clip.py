@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ldm import checkpoint
 from narrow import SMALL, build, narrow
+from PIL import Image
 from safetensors.torch import save_file
 
 from sd_erase import bases
-from sd_erase.clip import load_towers
+from sd_erase import clip as module
+from sd_erase.clip import cached_image_embeddings, load_towers
 
 
 @pytest.mark.parametrize("fine_tuned", [False, True])
@@ -77,3 +81,40 @@ def test_a_clip_partner_that_is_named_is_the_one_that_is_asked_for(tmp_path: Pat
     with pytest.raises(UserError, match="clip-vit"):  # an empty folder: told, though `sd` would do without a partner
         loop.train(config, run)
     assert not run.encoder.exists()
+
+
+def test_image_embeddings_are_known_again_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by paths: of another CLIP, of another preparation and of replaced images they are others."""
+    towers = load_towers(bases.resolve("pocket"), "cpu", need_images=True)
+    computed: list[int] = []
+    embed = module.image_embeddings
+
+    def counted(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+        computed.append(len(pixels))
+        return embed(model, pixels)
+
+    monkeypatch.setattr(module, "image_embeddings", counted)
+    (tmp_path / "moved").mkdir()
+    for number in range(2):
+        Image.effect_noise((64, 64), 20 + 40 * number).convert("RGB").save(tmp_path / f"{number}.png")
+        shutil.copyfile(tmp_path / f"{number}.png", tmp_path / "moved" / f"{number}.png")
+    cache = tmp_path / "cache.safetensors"
+
+    def found(folder: Path = tmp_path) -> list[torch.Tensor]:
+        """What is found, and in `computed` whether that was computed."""
+        computed.clear()
+        return list(cached_image_embeddings(towers, [str(folder / f"{n}.png") for n in range(2)], cache, lambda _: None).values())
+
+    first = found()
+    assert computed == [2] and torch.equal(first[0], found()[0]) and computed == []
+    assert torch.equal(first[1], found(tmp_path / "moved")[1]) and computed == []
+    cache.write_bytes(cache.read_bytes()[:-8])
+    assert torch.equal(first[1], found()[1]) and computed == [2]
+    shutil.copyfile(tmp_path / "0.png", tmp_path / "1.png")
+    assert torch.allclose(found()[1], first[0]) and computed == [2]
+    towers.image_processor.image_mean = [0.1, 0.2, 0.3]
+    assert not torch.allclose(found()[0], first[0]) and computed == [2]
+    before = found()
+    assert computed == []
+    towers.frozen_clip.visual_projection.weight.mul_(torch.linspace(0.5, 1.5, towers.frozen_clip.visual_projection.in_features))
+    assert not torch.allclose(found()[0], before[0]) and computed == [2]

@@ -102,6 +102,11 @@ def test_a_comparison_trains_draws_counts_and_resumes(tmp_path: Path) -> None:
     written = encoder.stat().st_mtime_ns
     assert compare(recipe, tmp_path / "bench")["rows"] == result["rows"]
     assert encoder.stat().st_mtime_ns == written
+    answers = tmp_path / "bench" / "runs" / "bicycle" / "fast-seed0" / "probes.json"
+    kept = answers.read_text(encoding="utf-8")
+    answers.write_text(kept.replace('"count": 0', '"count": 1').replace('"count": 6', '"count": 5'), encoding="utf-8")
+    assert answers.read_text(encoding="utf-8") != kept  # somebody edited them: they are counted again
+    assert compare(recipe, tmp_path / "bench")["rows"] == result["rows"]
 
     for path in (tmp_path / "bench" / "runs" / "bicycle" / "token-seed0" / "probes" / "named").glob("*-seed1.png"):
         path.unlink()  # as where a method joins when the recipe asks for fewer images than at first

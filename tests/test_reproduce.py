@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -172,9 +174,31 @@ def test_zero_shot_is_measured_once_and_the_pocket_model_knows_its_classes(bench
     def fail(*_: Any) -> None:
         raise AssertionError("trained or measured again")
 
-    monkeypatch.setattr(benches, "run_stage", fail)
-    monkeypatch.setattr(bench, "towers", fail)
+    with monkeypatch.context() as patched:
+        patched.setattr(benches, "run_stage", fail)
+        patched.setattr(bench, "towers", fail)
+        assert tables.zero_shot(recipe, bench).rows == found.rows
+    (kept,) = (trained[0] / "measures").glob("*.json")
+    kept.write_text(re.sub(r'(retain %": )[\d.]+', r"\g<1>99.9", kept.read_text()))  # somebody edited the figures
     assert tables.zero_shot(recipe, bench).rows == found.rows
+    with (trained[0] / "encoder" / "text_encoder" / "model.safetensors").open("r+b") as file:  # or the encoder
+        file.seek(-3, 2)
+        file.write(b"\x40")
+    monkeypatch.setattr(benches, "run_stage", fail)
+    with pytest.raises(AssertionError, match="trained or measured again"):
+        tables.zero_shot(recipe, bench)
+
+
+def test_a_training_for_its_cost_alone_runs_where_there_is_none(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        started.append(command)
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(benches.subprocess, "run", run)
+    bench.run_alone({"train.objective": "ga", **TINY}, "apple")
+    assert [command[3] for command in started] == ["train"]
 
 
 def test_retrieval_searches_all_test_images(bench: Bench) -> None:

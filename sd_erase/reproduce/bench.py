@@ -187,6 +187,8 @@ class Bench:
         config = self.config(concepts, side, seed, settings)
         run = RunDir(self.folder / "bench" / "runs" / self._run_name(config, concepts, side))
         # finished stages are done again only where their data, their base or their own files are not what they were
+        if is_harvested(config, run) and self._is_trained(config, run):
+            return run
         self._stage("harvest", config, run)
         # the original's image embeddings are the same for every method on these pairs; they know by content what they are of
         shared = self.folder / "bench" / "embeddings" / f"{side}-{fingerprint(run.pairs, self.base.source)[:8]}"
@@ -202,11 +204,16 @@ class Bench:
             shutil.rmtree(over, ignore_errors=True)
         return run
 
+    def _is_trained(self, config: RunConfig, run: RunDir) -> bool:
+        """Whether a finished training is of the base and pairs of now, and its encoder and pairs are what it left."""
+        links = chain.Chain(run, config, self.progress)
+        return links.holds("train") and links.holds("harvest")
+
     def run_alone(self, settings: dict[str, Any], concepts: str, seed: int = 0, side: str = "classes") -> RunDir:
         """As `run`, by ``sd-erase train`` in a process of its own and in a folder of its own: its time and memory are its own."""
         config = self.config(concepts, side, seed, settings)
         run = RunDir(self.folder / "bench" / "alone" / self._run_name(config, concepts, side))
-        if chain.Chain(run, config).fault("train") is not None:
+        if not self._is_trained(config, run):
             with locked(run.path, wait=True) if run.is_ours() else writing(config, run):  # a killed one's child may still train
                 write_config(config, run)
             command = [sys.executable, "-m", "sd_erase", "train", "--run", str(run.path)]
