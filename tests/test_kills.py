@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,15 +191,24 @@ def killed(folder: Path, arguments: tuple[str, ...], course: Course, rng: random
 
 # --- what a command leaves ---------------------------------------------------------------------------------------------------
 
+# times, and the hashes of what holds some: "seal" and "inputs" of a row that says how long it took
 TIMES = {
-    "seconds", "peak_memory_mb", "samples_per_second", "drawn", "reused", "completed", "sha256", "bytes", "modelspec.date", "difference", "modelspec.hash_sha256"
+    "seconds", "peak_memory_mb", "samples_per_second", "drawn", "reused", "completed", "sha256", "bytes", "modelspec.date", "difference",
+    "modelspec.hash_sha256", "seal", "inputs",
 }  # fmt: skip
+HASHED = re.compile(
+    r".*\.(jsonl?|md|html|safetensors)"
+)  # the digests that manifests keep; what the files hold is compared itself
 RECORDS = re.compile(r"(run|report)\.json|report\.html|cost\.(md|json)|\.sd-erase.*|.*\.token")  # times throughout, or no result
+
+
+def _is_time(key: str, item: Any) -> bool:
+    return key in TIMES or (isinstance(item, str) and HASHED.fullmatch(key) is not None)
 
 
 def without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
+        return {key: without_times(item) for key, item in value.items() if not _is_time(key, item)}
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
@@ -304,8 +313,15 @@ def copied(source: Path, target: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    yield tmp_path_factory.mktemp("kills")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all of it goes; what the commands begin from is kept in SD_ERASE_KILL_STATES, where that names a folder."""
+    folder = tmp_path_factory.mktemp("kills")
+    if kept := os.environ.get("SD_ERASE_KILL_STATES"):
+        Path(kept).mkdir(parents=True, exist_ok=True)
+        for begun in Path(kept).glob("*.begun"):
+            shutil.rmtree(begun)
+        (folder / "states").symlink_to(Path(kept).absolute())
+    return folder
 
 
 @dataclass
