@@ -87,11 +87,9 @@ def save_text_encoder(text: Any, folder: Path, metadata: dict[str, str], project
     Args:
         projection: of the pooled state, where it belongs to the encoder.
     """
-    from safetensors.torch import save_file
-
     own = {} if projection is None else {"text_projection.weight": projection.weight}
     with replacing(folder / "model.safetensors") as temporary:
-        save_file(prefixed(text.state_dict() | own), temporary, metadata={"format": "pt", **metadata})
+        formats.save_tensors(temporary, prefixed(text.state_dict() | own), {"format": "pt", **metadata})
         text.config.save_pretrained(folder)
 
 

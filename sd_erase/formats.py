@@ -264,6 +264,25 @@ def _comfyui_encoders(header: Header) -> dict[str, dict[str, Any]]:
 # --- writing ----------------------------------------------------------------------------------------------------------------
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """As safetensors' own `save_file`, with the metadata in one order: its own differs from call to call, and with it the file's hash.
+
+    What is known by its content (an erased encoder, and all that was made with it) would be new after an equal training.
+    """
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), path, dict(metadata))
+    with path.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:
+            raise RuntimeError(f"The header of {path} does not fit its place: safetensors writes it in another way than before.")
+        stream.seek(8)
+        stream.write(text.ljust(length))
+
+
 def write_tensors(
     path: Path, entries: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, str], chunks: Callable[[str], Iterable[Any]]
 ) -> str:

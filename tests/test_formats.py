@@ -16,6 +16,7 @@ from sd_erase.formats import (
     parted,
     raw_bytes,
     read_header,
+    save_tensors,
     stored_names,
     text_encoder_keys,
     write_tensors,
@@ -73,3 +74,21 @@ def test_a_written_file_is_what_safetensors_reads(tmp_path: Path) -> None:
     assert header.start % 8 == 0 and header.metadata["title"] == "ünïcode"
     assert header.metadata[HASH] == f"0x{digest}" == "0x" + hashlib.sha256(path.read_bytes()[header.start :]).hexdigest()
     json.dumps(header.metadata)
+
+
+def test_equal_tensors_make_equal_files(tmp_path: Path) -> None:
+    """safetensors writes the metadata in another order at every call: two equal trainings had encoders of two hashes."""
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(2, dtype=torch.float16)}
+    about = {
+        "sd_erase.concept": 'a "bicycle"\n\t\x01',
+        "sd_erase.anchor": "étang \\ 自転車",
+        "format": "pt",
+        "x": "",
+        "sd_erase.base": "pocket",
+    }
+    for number in range(8):
+        save_tensors(tmp_path / f"{number}", tensors, dict(sorted(about.items(), key=lambda item: hash((item, number)))))
+    assert len({(tmp_path / f"{number}").read_bytes() for number in range(8)}) == 1
+    found = load_file(tmp_path / "0")
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert read_header(tmp_path / "0").metadata == about

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from sd_erase import bases
+from sd_erase import bases, chain
 from sd_erase.captions.pocket import render
 from sd_erase.cli import main
 from sd_erase.clip import load_towers, prefixed
 from sd_erase.concepts import read_concepts
+from sd_erase.config import load
 from sd_erase.pairs import read_pairs
-from sd_erase.rundir import RunDir
+from sd_erase.rundir import RunDir, write_json_atomic
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +79,31 @@ def test_runs_that_do_not_fit_together_are_refused(runs: list[RunDir], tmp_path:
         assert result.exit_code == 2, result.output
         assert words in result.output
     assert not list(tmp_path.glob("outputs/*"))
+
+
+def test_a_merged_run_that_changed_is_mended_by_merging_again(runs: list[RunDir], tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "both")
+    assert CliRunner().invoke(main, ["merge", *map(str, runs), "--run", str(run)]).exit_code == 0
+    config = load(run.config)
+    assert chain.Chain(run, config).fault("train") is None
+    path = run.encoder / "text_encoder" / "model.safetensors"
+    kept = path.read_bytes()
+    path.write_bytes(kept[:-3] + bytes([kept[-3] ^ 1]) + kept[-2:])
+    refused = CliRunner().invoke(main, ["generate", "--run", str(run), "--prompts", "bicycle"])
+    (command,) = re.findall(r"`sd-erase (merge [^`]+)`", refused.output)
+    assert refused.exit_code == 2
+    assert CliRunner().invoke(main, shlex.split(command)).exit_code == 0
+    assert path.read_bytes() == kept and chain.Chain(run, config).fault("train") is None
+    undone = CliRunner().invoke(main, ["train", "--run", str(run)])
+    assert undone.exit_code == 2 and "was merged from" in undone.output and path.read_bytes() == kept
+
+
+def test_an_encoder_of_another_base_is_not_merged(runs: list[RunDir], tmp_path: Path) -> None:
+    """A difference from a base that is no longer there would be added to another one."""
+    part = RunDir(shutil.copytree(runs[0].path, tmp_path / "part"))
+    manifest = part.read_manifest("train")
+    assert manifest is not None
+    manifest["from"]["text"]["text_encoder/model.safetensors"] = "0" * 64
+    write_json_atomic(part.manifest("train"), manifest)
+    result = CliRunner().invoke(main, ["merge", str(part), str(runs[1]), "--run", str(tmp_path / "both")])
+    assert result.exit_code == 2 and f"`sd-erase train --run {part}`" in result.output

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, catalog, chain, resources
+from sd_erase import bases, catalog, chain, formats, resources
 from sd_erase.checkpoint import load_checkpoint, save_checkpoint
 from sd_erase.clip import (
     Towers,
@@ -289,7 +289,6 @@ def _with_lora(towers: Towers, settings: TrainConfig, seed: int) -> list[Any]:
 def _save_lora_and_merge(towers: Towers, path: Path, rank: int) -> None:
     """Keep the factors in `path` and add them to the linear weights, so that a plain encoder remains."""
     from peft.tuners.lora import LoraLayer
-    from safetensors.torch import save_file
 
     factors = {}
     layers = [(name, module) for name, module in towers.text.named_modules() if isinstance(module, LoraLayer)]
@@ -301,7 +300,7 @@ def _save_lora_and_merge(towers: Towers, path: Path, rank: int) -> None:
         parent, _, child = name.rpartition(".")
         setattr(towers.text.get_submodule(parent), child, module.get_base_layer())
     with replacing(path) as temporary:
-        save_file(factors, temporary, metadata={"format": "pt", "rank": str(rank), "alpha": str(rank)})
+        formats.save_tensors(temporary, factors, {"format": "pt", "rank": str(rank), "alpha": str(rank)})
 
 
 def _activations(towers: Towers, settings: TrainConfig) -> int:
