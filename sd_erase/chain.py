@@ -8,6 +8,7 @@ that names the command that mends it in place of the figure.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -276,8 +277,9 @@ def prompts(names: list[str] | tuple[str, ...]) -> Contents | None:
 
 
 def card(base: Base) -> dict[str, Any]:
-    """A base's card for a manifest: what a page says of a base that is no longer at hand."""
-    return dataclasses.asdict(base)
+    """A base's card for a manifest, as JSON reads it back: what a page says of a base that is no longer at hand."""
+    kept: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(base)))
+    return kept
 
 
 def base_of(run: RunDir, config: RunConfig) -> Base:

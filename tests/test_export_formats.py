@@ -481,7 +481,7 @@ def test_a_file_that_does_not_fit_the_pipeline_is_refused(sd15: tuple[Any, Path]
     for source, words in (
         (tmp_path / "vae.safetensors", "holds no text encoder"),
         (tmp_path / "empty", "neither a trained run nor a diffusers folder"),
-        (tmp_path / "xl.safetensors", "belong to none of its layers"),
+        (tmp_path / "xl.safetensors", "changes none of its layers"),
         (bases.POCKET_FOLDER / "text_encoder" / "model.safetensors", "holds no text encoder that this pipeline has"),
         (tmp_path / "model.bin", "is a pickle"),
     ):

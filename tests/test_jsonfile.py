@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import made_as_it_is
 from PIL import Image
 
 from sd_erase import jsonfile
@@ -71,5 +72,7 @@ def test_a_run_from_a_stranger_shows_no_picture_from_outside_of_it(
     name = {"ABSOLUTE": str(secret), "LINK": "original/link.png"}.get(str(name), name)
     rows = [{**row, "original": name} for row in read_jsonl(evaluated.images / "index.jsonl")]
     write_jsonl_atomic(evaluated.images / "index.jsonl", rows)
+    for stage in ("generate", "evaluate"):
+        made_as_it_is(evaluated, stage)  # a stranger's manifests fit what the stranger wrote
     with pytest.raises(UserError, match="lies outside of the run's images"):
         build_report(settings, evaluated)

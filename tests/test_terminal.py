@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import finish_images, made_as_it_is
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -137,6 +138,7 @@ def poisoned(run: RunDir) -> None:
         Image.new("RGB", (8, 8)).save(run.images / name)
         row["erased"] = name
     write_jsonl_atomic(run.images / "index.jsonl", rows)
+    finish_images(run)
     (concept,) = read_json(run.concepts)
     write_json_atomic(run.concepts, [{**concept, "name": hostile}])
     result = read_json(run.report / "evaluation.json")
@@ -150,6 +152,8 @@ def poisoned(run: RunDir) -> None:
     train = read_json(run.manifest("train"))
     write_json_atomic(run.manifest("train"), {**train, "anchor": {"bicycle": hostile}, "objective": hostile})
     write_json_atomic(run.run, {"versions": {hostile: hostile}, "hardware": {"system": hostile}})
+    for stage in ("harvest", "train", "generate", "evaluate"):
+        made_as_it_is(run, stage)  # a stranger's manifests fit what the stranger wrote
 
 
 def test_the_page_runs_no_script_and_breaks_no_attribute(settings: RunConfig, evaluated: RunDir) -> None:

@@ -236,7 +236,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_and_the_last_checkpoint(
     ("changes", "words"),
     [
         ({"weights": {"forget": 1.0}}, "Loss term of objective sd 'forget' is unknown"),
-        ({"weights": {"redirect": -1.0}}, "is negative"),
+        ({"weights": {"redirect": -1.0}}, "Setting train.weights.redirect is -1.0: pass a number from 0 to"),
         ({"towers": "both"}, "trains the text tower only"),
         ({"objective": "fast", "steps": 0, "lora_rank": 4}, "does not train, so it makes no LoRA"),
         ({"objective": "paper", "towers": "both", "lora_rank": 4}, "LoRA holds the text tower only"),
