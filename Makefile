@@ -25,6 +25,7 @@ test-slow: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check sd_erase tests
+	$(BIN)/ruff format --check --quiet sd_erase tests
 	$(BIN)/mypy
 
 wheel: $(STAMP)

@@ -40,10 +40,14 @@ def prompt_files(config: RunConfig, run: RunDir) -> tuple[tuple[str, ...], list[
     named = held_out.naming(left, base, MADE_PROMPTS * len(left), used)
     silent = [concept.name for concept in left if not any(concept.find(text) for text in named)]
     if silent:
-        raise UserError(f"No prompt could be made that names {', '.join(silent)}: pass --prompts with a file of one prompt a line.")
+        raise UserError(
+            f"No prompt could be made that names {', '.join(silent)}: pass --prompts with a file of one prompt a line."
+        )
     strange = held_out.strangers(concepts, base, MADE_STRANGERS, used)
     names = ", ".join(concept.name for concept in left)
-    head = f"# Made for {names} from the words of their cards: {len(named)} prompts that name them, then {len(strange)} that do not."
+    head = (
+        f"# Made for {names} from the words of their cards: {len(named)} prompts that name them, then {len(strange)} that do not."
+    )
     text = "\n".join([head, *named, *strange, ""])
     if not run.prompts.is_file() or run.prompts.read_text(encoding="utf-8") != text:
         write_text_atomic(run.prompts, text)

@@ -43,10 +43,19 @@ class Stage:
 
 STAGES = {
     "harvest": Stage((), ("pairs", "concepts"), "the captions were harvested", "no captions were harvested yet"),
-    "train": Stage(("text", "clip", "pairs", "concepts", "pictures"), ("encoder", "record"), "the encoder was trained", "no encoder was trained yet"),
+    "train": Stage(
+        ("text", "clip", "pairs", "concepts", "pictures"),
+        ("encoder", "record"),
+        "the encoder was trained",
+        "no encoder was trained yet",
+    ),
     "generate": Stage(("base", "encoder", "prompts"), ("images",), "the images were drawn", "no images were drawn yet"),
-    "evaluate": Stage(("images", "concepts"), ("detections", "figures"), "the figures were counted", "the images were not evaluated yet"),
-    "attack": Stage(("base", "encoder", "concepts"), ("attacks", "attack"), "the encoder was attacked", "the encoder was not attacked yet"),
+    "evaluate": Stage(
+        ("images", "concepts"), ("detections", "figures"), "the figures were counted", "the images were not evaluated yet"
+    ),
+    "attack": Stage(
+        ("base", "encoder", "concepts"), ("attacks", "attack"), "the encoder was attacked", "the encoder was not attacked yet"
+    ),
     "report": Stage(("encoder", "images", "figures"), ("page",), "the page was written", "no page was written yet"),
 }
 TITLES = {
@@ -296,7 +305,9 @@ def base_of(run: RunDir, config: RunConfig) -> Base:
             raise
         known = {field.name for field in dataclasses.fields(Base)}
         encoders = tuple(TextEncoder(**{**each, "layers": tuple(each["layers"])}) for each in kept["encoders"])
-        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items() if key in known}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in kept.items() if key in known
+        }
         return Base(**{**values, "encoders": encoders})
 
 

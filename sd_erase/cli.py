@@ -377,7 +377,14 @@ def main() -> None:
 
 
 @main.command()
-@click.option("-n", "--prompts-count", type=Checked(int, PROMPTS), default=50, show_default=True, help="Prompts that --write-prompts writes.")
+@click.option(
+    "-n",
+    "--prompts-count",
+    type=Checked(int, PROMPTS),
+    default=50,
+    show_default=True,
+    help="Prompts that --write-prompts writes.",
+)
 @click.option(
     "--write-prompts",
     type=FilePath(),
@@ -542,9 +549,7 @@ def demo(as_json: bool, **flags: Any) -> None:
 @main.command("merge")
 @click.argument("runs", nargs=-1, required=True, type=FilePath())
 @click.option("--run", "run_path", type=FilePath(), metavar="FOLDER", help="Run to write; by default a new one.")
-@click.option(
-    "--output-root", type=FilePath(), default=Path("outputs"), show_default=True, help="Where a new run goes."
-)
+@click.option("--output-root", type=FilePath(), default=Path("outputs"), show_default=True, help="Where a new run goes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def merge_command(runs: tuple[Path, ...], run_path: Path | None, output_root: Path, as_json: bool) -> None:
     """Compose trained RUNS of different concepts into one that has forgotten them all, and show what that costs each.
@@ -703,7 +708,12 @@ def reproduce_command(
     help="Setting to search over, by dotted name; repeatable.",
 )
 @click.option(
-    "--random", "number", type=Checked(int, POINTS), default=None, help="Try N random points instead of the whole grid.", metavar="N"
+    "--random",
+    "number",
+    type=Checked(int, POINTS),
+    default=None,
+    help="Try N random points instead of the whole grid.",
+    metavar="N",
 )
 @click.option(
     "--data",
@@ -713,7 +723,13 @@ def reproduce_command(
     show_default=True,
     help="Judge on single objects and class names, or on captions.",
 )
-@click.option("--seed", type=type_of("seed", checked=True), default=0, show_default=True, help="Seed of the training and of the random points.")
+@click.option(
+    "--seed",
+    type=type_of("seed", checked=True),
+    default=0,
+    show_default=True,
+    help="Seed of the training and of the random points.",
+)
 @click.option("--output", type=FilePath(), default=Path("outputs/sweep"), show_default=True, help="Folder.")
 @bench_options
 def sweep_command(

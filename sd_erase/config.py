@@ -132,7 +132,9 @@ class RunConfig:
     anchor: str | None = setting(None, blank=True, longest=300)  # None: the card's, or chosen by CLIP; "": remove the phrase
     base: str = setting("pocket")
     seed: int = setting(0, low=0, high=MAX_SEED)
-    device: str = setting("auto", choices=("auto", "cpu", "cuda", "mps"), pattern=r"cuda:\d{1,3}", form="cuda:N for one of several cards")
+    device: str = setting(
+        "auto", choices=("auto", "cpu", "cuda", "mps"), pattern=r"cuda:\d{1,3}", form="cuda:N for one of several cards"
+    )
     harvest: HarvestConfig = field(default_factory=HarvestConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
@@ -147,7 +149,9 @@ class RunConfig:
 
 
 # stage -> its section
-SECTIONS: dict[str, Any] = {one.name: one.default_factory for one in dataclasses.fields(RunConfig) if callable(one.default_factory)}
+SECTIONS: dict[str, Any] = {
+    one.name: one.default_factory for one in dataclasses.fields(RunConfig) if callable(one.default_factory)
+}
 
 
 def _check(instance: Any, where: str = "") -> None:
@@ -160,7 +164,11 @@ def _relations(config: RunConfig) -> list[Fault]:
     faults = []
     if config.train.lora_rank and config.train.towers == "both":
         faults.append(
-            Fault("train.lora_rank", f"is {config.train.lora_rank} and train.towers both", "a LoRA holds the text tower only: pass text")
+            Fault(
+                "train.lora_rank",
+                f"is {config.train.lora_rank} and train.towers both",
+                "a LoRA holds the text tower only: pass text",
+            )
         )
     last = max(config.generate.images_per_prompt, config.attack.images_per_prompt) - 1
     if config.seed + last > MAX_SEED:
@@ -232,7 +240,9 @@ def from_file(path: str | Path, values: Any) -> RunConfig:
 def refuse_consent(path: str | Path, given: object) -> None:
     """Refuse a settings file that consents for its reader: it may come from the maker of the pickle."""
     if given:
-        raise UserError(f"{path}: evaluate.trust_pickle is yours to give: remove it there, and pass --trust-pickle if you trust the file.")
+        raise UserError(
+            f"{path}: evaluate.trust_pickle is yours to give: remove it there, and pass --trust-pickle if you trust the file."
+        )
 
 
 def dump(config: RunConfig) -> str:
@@ -279,7 +289,9 @@ def override(config: RunConfig, values: Mapping[str, Any], names: Mapping[str, s
 def unknown(name: str) -> Fault:
     """The fault of a dotted name that no setting has."""
     known = [dotted for dotted, _, _ in schema.walk(RunConfig)]
-    return Fault(name, f"does not exist{schema.nearest(name, known)}", "`sd-erase train --help` and those of the other stages list all")
+    return Fault(
+        name, f"does not exist{schema.nearest(name, known)}", "`sd-erase train --help` and those of the other stages list all"
+    )
 
 
 def check_methods(path: Path, shared: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]) -> None:

@@ -148,7 +148,9 @@ FLAGS: dict[str, Flag] = {
     "export.checkpoint": Flag("Checkpoint that a1111 copies; by default the base, where that is one.", metavar="FILE"),
     "export.rank": Flag("Rank of a LoRA; 0 takes the run's own, or 64 for a run of full weights."),
     "export.pipeline": Flag("With diffusers: write the complete pipeline, not the encoders alone."),
-    "export.force": Flag("Write a LoRA that loses much, replace a checkpoint's own, different encoder, or replace a file that sd-erase did not write."),
+    "export.force": Flag(
+        "Write a LoRA that loses much, replace a checkpoint's own, different encoder, or replace a file that sd-erase did not write."
+    ),
 }
 CONCEPT = ("concepts", "concept_file", "kind", "exact", "anchor")
 COMMON = ("base", "seed", "device")

@@ -161,9 +161,7 @@ def parse_header(text: str, numbers: int) -> tuple[dict[str, str], dict[str, dic
         ValueError: the text is no header, or not of that many bytes.
     """
     try:
-        header = json.loads(
-            text, object_pairs_hook=_unique, parse_int=_whole, parse_float=_no_number, parse_constant=_no_number
-        )
+        header = json.loads(text, object_pairs_hook=_unique, parse_int=_whole, parse_float=_no_number, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         raise ValueError(f"its header is no JSON: {error.msg} at character {error.pos}") from None
     except RecursionError:
@@ -211,7 +209,9 @@ def _check_places(tensors: dict[str, dict[str, Any]], numbers: int) -> None:
     for name, entry in tensors.items():
         start = entry["data_offsets"][0]
         if start != end:
-            raise ValueError(f"tensor {name[:80]!r} {'overlaps the one' if start < end else 'leaves a hole behind the one'} before it")
+            raise ValueError(
+                f"tensor {name[:80]!r} {'overlaps the one' if start < end else 'leaves a hole behind the one'} before it"
+            )
         end = entry["data_offsets"][1]
     if end > numbers:
         raise ValueError(f"it is truncated: {end - numbers} of {end} bytes of numbers are missing")

@@ -274,8 +274,6 @@ def enable_fast_attention(pipeline: Any) -> str:
     return "xformers"
 
 
-
-
 def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *, original_only: bool = False) -> dict[str, Any]:
     """Draw the configured prompts with the original and with the run's erased encoder.
 

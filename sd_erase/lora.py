@@ -160,7 +160,11 @@ def _refusal(path: Path, header: formats.Header, unknown: list[str]) -> UserErro
         )
     return UserError(
         f"File {path} does not fit the text encoder: "
-        + (f"{len(unknown)} of its tensors belong to none of its layers, first {min(unknown)}" if unknown else "it changes none of its layers")
+        + (
+            f"{len(unknown)} of its tensors belong to none of its layers, first {min(unknown)}"
+            if unknown
+            else "it changes none of its layers"
+        )
         + ": pass a LoRA of this very base, in the names of kohya, diffusers, peft or ComfyUI."
     )
 

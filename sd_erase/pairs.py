@@ -377,7 +377,9 @@ def _keep_changed(run: RunDir) -> list[str]:
             while aside.exists():
                 aside, number = path.with_name(f"{path.stem}-changed-{number}{path.suffix}"), number + 1
             path.replace(aside)
-            said.append(f"{path.name} was changed after the harvest: it is kept as {aside.name}, and the captions are harvested again.")
+            said.append(
+                f"{path.name} was changed after the harvest: it is kept as {aside.name}, and the captions are harvested again."
+            )
     return said
 
 
@@ -662,7 +664,10 @@ def _sample_of(run: RunDir, pairs: list[Pair], name: str, seed: int) -> list[dic
 
     group = [pair for pair in pairs if pair.set == name]
     chosen = random.Random(f"{seed} {name}").sample(group, min(SAMPLE_SIZE, len(group)))
-    return [{"caption": pair.caption, "image": _place(run, pair.image), "concept": pair.concept, "reason": pair.reason} for pair in chosen]
+    return [
+        {"caption": pair.caption, "image": _place(run, pair.image), "concept": pair.concept, "reason": pair.reason}
+        for pair in chosen
+    ]
 
 
 def _no_match(concept: Concept, captions: Iterable[Caption], dataset: str) -> UserError:

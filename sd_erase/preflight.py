@@ -33,9 +33,7 @@ STEPS_ONLY = ("train.learning_rate", "train.weight_decay", "train.validate_every
 DRAWING = ("generate", "attack")  # the stages that draw images
 
 
-def check(
-    config: RunConfig, stages: Collection[str], names: Mapping[str, str] | None = None, base: Base | None = None
-) -> None:
+def check(config: RunConfig, stages: Collection[str], names: Mapping[str, str] | None = None, base: Base | None = None) -> None:
     """Refuse settings that `stages` could not work with on this base and this machine.
 
     Args:
@@ -119,10 +117,14 @@ def _training(config: RunConfig, base: Base, device: str, names: Mapping[str, st
     if settings.lora_rank:
         width = max((width for _, width in sizes(base).values()), default=settings.lora_rank)
         if settings.lora_rank > width:
-            faults.append(Fault("train.lora_rank", f"is {settings.lora_rank} and the text encoder {width} wide", f"pass 1 to {width}"))
+            faults.append(
+                Fault("train.lora_rank", f"is {settings.lora_rank} and the text encoder {width} wide", f"pass 1 to {width}")
+            )
         if not steps:
             remedy = "pass --steps, or --objective sd"
-            faults.append(Fault("train.lora_rank", f"wants a training, and objective {settings.objective} does not train", remedy))
+            faults.append(
+                Fault("train.lora_rank", f"wants a training, and objective {settings.objective} does not train", remedy)
+            )
     if not steps:
         faults += [
             Fault(dotted, f"has no effect: objective {settings.objective} does not train", "leave it out, or pass --steps")
@@ -174,7 +176,9 @@ def _export(config: RunConfig, base: Base, names: Mapping[str, str]) -> list[Fau
     if config.export.rank > width:
         faults.append(Fault("export.rank", f"is {config.export.rank} and the text encoder {width} wide", f"pass at most {width}"))
     if config.export.checkpoint and not Path(config.export.checkpoint).expanduser().is_file():
-        faults.append(Fault("export.checkpoint", f"is {config.export.checkpoint!r}, which does not exist", "pass a .safetensors file"))
+        faults.append(
+            Fault("export.checkpoint", f"is {config.export.checkpoint!r}, which does not exist", "pass a .safetensors file")
+        )
     return faults
 
 

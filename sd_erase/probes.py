@@ -80,7 +80,9 @@ def probes(
 
 def _mentions(concept: Concept, text: str) -> bool:
     """Whether `text` uses a word of the concept in any sense, or one that nobody listed."""
-    return any(concept.scan(text)) or any(re.search(rf"(?<![^\W_]){re.escape(word)}", text.lower()) for word in unlisted_words(concept))
+    return any(concept.scan(text)) or any(
+        re.search(rf"(?<![^\W_]){re.escape(word)}", text.lower()) for word in unlisted_words(concept)
+    )
 
 
 def _strangers(concepts: Sequence[Concept], count: int) -> list[str]:
@@ -243,6 +245,7 @@ class Coherence:
     def frechet(self, first: Any, second: Any) -> float:
         """Fréchet distance between Gaussians fitted to two sets of features, x 1000 (the features are normalised)."""
         import torch
+
         quiet.figures()
         from torchmetrics.image.fid import FrechetInceptionDistance
 

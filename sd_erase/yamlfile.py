@@ -144,7 +144,9 @@ def _loader() -> Any:
 
 
 def _surprise(node: Any, what: str) -> ValueError:
-    return ValueError(f"line {node.start_mark.line + 1}: {node.value[:40]!r} is {what} in YAML: put it in quotes if you mean the text")
+    return ValueError(
+        f"line {node.start_mark.line + 1}: {node.value[:40]!r} is {what} in YAML: put it in quotes if you mean the text"
+    )
 
 
 def _whole(loader: Any, node: Any) -> int:

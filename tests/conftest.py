@@ -40,7 +40,13 @@ def finish(run: RunDir, stage: str, inputs: str, result: dict[str, Any], base: s
 def made_as_it_is(run: RunDir, stage: str, base: str = "pocket") -> None:
     """Let `stage` have read and made what lies in `run` now, which a test changed."""
     manifest = run.read_manifest(stage) or {}
-    finish(run, stage, str(manifest.get("inputs")), {key: value for key, value in manifest.items() if key not in ("from", "made")}, base)
+    finish(
+        run,
+        stage,
+        str(manifest.get("inputs")),
+        {key: value for key, value in manifest.items() if key not in ("from", "made")},
+        base,
+    )
 
 
 def finish_images(run: RunDir, inputs: str = "g") -> None:

@@ -34,7 +34,9 @@ def stage_of(name: str) -> Any:
             run.pairs.write_text("")
             found = {"dataset": "x", "statistics": {"captions": 1}, "seconds": 1.0, "splits": "x"}
             sets = {"forget": {"train": 1, "validation": 1}, "retain": {"train": 1, "validation": 1}}
-            return run.complete(name, inputs, {**found, "counts": sets, "reasons": {k: {} for k in sets}, "sample": {k: [] for k in sets}})
+            return run.complete(
+                name, inputs, {**found, "counts": sets, "reasons": {k: {} for k in sets}, "sample": {k: [] for k in sets}}
+            )
         extra = {"files": [], "folder": str(run.path)} if name == "export" else {}
         return run.complete(name, inputs, {"pairs": 3, **extra})
 
@@ -121,7 +123,9 @@ def test_what_a_command_inherits_is_said_in_one_line(outputs: Path) -> None:
     (line,) = [line for line in invoke("generate").stderr.splitlines() if line.startswith("From ")]
     assert line.startswith("From outputs/bicycle-pocket-0001/config.yaml: ")
     assert "steps 2 (--steps 0 for the default)" in line and "guidance 1.5 (--guidance -1 for the default)" in line
-    assert "prompts apple (--prompts for another)" in line and "negative prompt fog (--negative-prompt '' for the default)" in line
+    assert (
+        "prompts apple (--prompts for another)" in line and "negative prompt fog (--negative-prompt '' for the default)" in line
+    )
     assert "concept" not in line and "base" not in line
     (line,) = [line for line in invoke("generate", "--steps", 0).stderr.splitlines() if line.startswith("From ")]
     assert "steps" not in line and "guidance" in line
@@ -143,7 +147,10 @@ def test_what_fails_is_not_kept(outputs: Path, error: BaseException) -> None:
     run = RunDir("outputs/bicycle-pocket-0001")
     run.config.write_text("# mine\n" + run.config.read_text())
     before = run.config.read_bytes()
-    for command, name in ((("generate", "--prompts", "apple", "--steps", 2), "generate"), (("train", "--run", run, "--steps", 3), "train")):
+    for command, name in (
+        (("generate", "--prompts", "apple", "--steps", 2), "generate"),
+        (("train", "--run", run, "--steps", 3), "train"),
+    ):
         failure[name] = error
         result = CliRunner().invoke(main, [str(argument) for argument in command])
         assert result.exit_code != 0

@@ -118,11 +118,15 @@ def test_nothing_unpickles_loads_leniently_or_prints_past_the_terminals_guard(pa
             name = ast.unparse(node.func)
             assert name not in {"torch.load", "pickle.load", "pickle.loads", "eval", "exec"}
             if part_of(path) != "pocket":  # whose builder reads its own files
-                assert not name.endswith(("safe_open", "load_file")) or path.name == "formats.py", "formats.read_tensors is the one way"
+                assert not name.endswith(("safe_open", "load_file")) or path.name == "formats.py", (
+                    "formats.read_tensors is the one way"
+                )
             if path.name != "terminal.py" and part_of(path) != "pocket":
                 assert name not in {"click.echo", "print", "sys.stdout.write", "sys.stderr.write"}, "terminal.echo is the one way"
             if part_of(path) not in {"yamlfile", "pocket"}:
-                assert name not in {"yaml.load", "yaml.safe_load", "yaml.load_all", "yaml.full_load"}, "yamlfile.read is the one way"
+                assert name not in {"yaml.load", "yaml.safe_load", "yaml.load_all", "yaml.full_load"}, (
+                    "yamlfile.read is the one way"
+                )
             lenient = [key for key in node.keywords if key.arg == "strict" and getattr(key.value, "value", None) is False]
             assert not (lenient and name.endswith("load_state_dict"))
 

@@ -149,7 +149,13 @@ def test_the_advice_for_a_pickle_converts_a_checkpoint_of_lightning(tmp_path: Pa
     shared, path = torch.arange(4.0), tmp_path / "sd v1's.ckpt"
     settings = lightning()
     settings.monitor = "val/loss"
-    state = {"a": shared, "b": shared[:2], "half": torch.nn.Parameter(torch.ones(2).half()), "turned": torch.arange(6).reshape(2, 3).T, "step": 3}
+    state = {
+        "a": shared,
+        "b": shared[:2],
+        "half": torch.nn.Parameter(torch.ones(2).half()),
+        "turned": torch.arange(6).reshape(2, 3).T,
+        "step": 3,
+    }
     result = converted({"state_dict": state, "callbacks": {lightning: {"best": 1}}, "settings": settings, "epoch": 3}, path)
     assert result.returncode == 0, result.stderr
     found = load_file(path.with_suffix(".safetensors"))

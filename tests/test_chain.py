@@ -141,7 +141,9 @@ def edited_pairs(run: RunDir) -> None:
 
 
 def another_encoder(run: RunDir) -> None:
-    shutil.copyfile(bases.POCKET_FOLDER / "text_encoder" / "model.safetensors", run.encoder / "text_encoder" / "model.safetensors")
+    shutil.copyfile(
+        bases.POCKET_FOLDER / "text_encoder" / "model.safetensors", run.encoder / "text_encoder" / "model.safetensors"
+    )
 
 
 def lost_encoder(run: RunDir) -> None:
@@ -299,7 +301,10 @@ def test_pairs_that_somebody_edited_are_not_lost(run: RunDir) -> None:
     edited = run.pairs.read_text()
     assert "kept as pairs-changed.jsonl" in invoke("train", "--run", run).stderr
     assert (run.path / "pairs-changed.jsonl").read_text() == edited
-    assert len(list(read_jsonl(run.pairs))) == 2 * len(edited.splitlines()) and chain.Chain(run, load(run.config)).fault("train") is None
+    assert (
+        len(list(read_jsonl(run.pairs))) == 2 * len(edited.splitlines())
+        and chain.Chain(run, load(run.config)).fault("train") is None
+    )
 
 
 def test_a_detector_whose_weights_change_is_another_one(tmp_path: Path) -> None:

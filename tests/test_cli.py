@@ -112,7 +112,9 @@ def test_flags_override_the_file_and_the_file_the_run(tmp_path: Path) -> None:
 
 
 def test_train_harvests_first_and_stores_its_settings(outputs: Path) -> None:
-    result = invoke("train", "--concept", "bicycle", "--concept", "teddy bear", "--weight", "preserve=2", "--anchor", "", "--json")
+    result = invoke(
+        "train", "--concept", "bicycle", "--concept", "teddy bear", "--weight", "preserve=2", "--anchor", "", "--json"
+    )
     assert result.exit_code == 0, result.stderr
     assert [name for name, _ in calls] == ["harvest", "train"]
     found = last_json(result.stdout)

@@ -129,7 +129,11 @@ def test_the_page_says_it(evaluated: RunDir, settings: RunConfig) -> None:
 
     assert "Not for other programs: the pocket model" in page()
     exported = {"encoder": Chain(evaluated, settings).now("encoder")}  # of the encoder that lies in the run
-    manifest: dict[str, Any] = {"files": [], "from": exported, "programs": [client._asdict() for client in clients("lora-diff", "sd1")]}
+    manifest: dict[str, Any] = {
+        "files": [],
+        "from": exported,
+        "programs": [client._asdict() for client in clients("lora-diff", "sd1")],
+    }
     evaluated.complete("export-lora-diff", "x", manifest)
     assert "Not for diffusers: refused: take --to lora" in page()
 

@@ -82,7 +82,9 @@ def test_what_no_stage_could_use_is_refused_from_everywhere(tmp_path: Path, dott
 def test_all_that_is_wrong_is_one_sentence() -> None:
     with pytest.raises(UserError) as error:
         from_dict({"train": {"batch_size": 0, "stepz": 1}, "seed": -1})
-    assert str(error.value).startswith("3 settings cannot be used: ") and str(error.value).count(".") == 3  # two names and the end
+    assert (
+        str(error.value).startswith("3 settings cannot be used: ") and str(error.value).count(".") == 3
+    )  # two names and the end
     assert all(name in str(error.value) for name in ("train.batch_size", "train.stepz", "seed"))
 
 

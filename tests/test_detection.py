@@ -227,7 +227,10 @@ def test_a_pickle_is_opened_with_consent_only_and_even_then_runs_no_code(folder:
             (Path.touch, (tmp_path / "harmed",)),
             (exec, (f"open({str(tmp_path / 'harmed')!r}, 'w')",)),
             (os.system, (f"touch {tmp_path / 'harmed'}",)),
-            (type(model), ({"activation": f"open({str(tmp_path / 'harmed')!r}, 'w')", "nc": 1, "ch": 3, "backbone": [], "head": []},)),
+            (
+                type(model),
+                ({"activation": f"open({str(tmp_path / 'harmed')!r}, 'w')", "nc": 1, "ch": 3, "backbone": [], "head": []},),
+            ),
         ):
             torch.save({"model": Harmful(call, arguments)}, folder / "mine.pt", pickle_protocol=protocol)
             with pytest.raises(UserError, match="can be read safely"):

@@ -104,7 +104,11 @@ def test_surplus_is_compared_pair_by_pair() -> None:
     pairs = [*grew, pair(1, ["dog", "dog"], ["dog", "dog"], ["dog"])]
     pairs += [pair(n, [], ["cat"]) for n in range(2, 7)] + [pair(7, ["cat"], []), pair(8, ["cat"], ["chair"]), pair(9, [], [])]
     assert surplus_p_values(pairs, TARGETS) == {"doubled": pytest.approx(mcnemar(0, 2)), "unnamed": pytest.approx(mcnemar(1, 5))}
-    assert surplus([], "original", TARGETS)["named_others_mean_count"] == surplus([], "original", TARGETS)["named_others_asked"] == 0.0
+    assert (
+        surplus([], "original", TARGETS)["named_others_mean_count"]
+        == surplus([], "original", TARGETS)["named_others_asked"]
+        == 0.0
+    )
 
 
 def test_rows_need_both_sides_of_every_image() -> None:

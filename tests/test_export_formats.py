@@ -365,7 +365,13 @@ def test_the_folder_has_prefixed_names_and_a_card(model: tuple[Any, Path], tmp_p
         layers = 1 + max(int(key.split(".")[3]) for key in state if ".layers." in key)
         assert set(tensors) == text_encoder_keys(layers, projection=name == "text_encoder_2")
     card = (folder / "README.md").read_text()
-    for words in ("license_name: its maker's; that of Stable Diffusion", "bicycle", "Objective `sd`, 40 steps", "No figures of this encoder are known", "## Limits"):
+    for words in (
+        "license_name: its maker's; that of Stable Diffusion",
+        "bicycle",
+        "Objective `sd`, 40 steps",
+        "No figures of this encoder are known",
+        "## Limits",
+    ):
         assert words in card
     assert str(tmp_path) not in card
 

@@ -38,7 +38,9 @@ def test_several_concepts_share_the_places() -> None:
     concepts = load_concepts(RunConfig(concepts=("dog", "zorp machine"), exact=True))
     named = held_out.naming(concepts, bases.resolve("pocket"), 20)
     assert [sum(bool(concept.find(text)) for text in named) for concept in concepts] == [10, 10]
-    assert not any(any(concept.scan(text)) for concept in concepts for text in held_out.strangers(concepts, bases.resolve("sd15"), 10))
+    assert not any(
+        any(concept.scan(text)) for concept in concepts for text in held_out.strangers(concepts, bases.resolve("sd15"), 10)
+    )
 
 
 def test_no_data_set_that_is_made_here_uses_the_patterns() -> None:
@@ -70,7 +72,9 @@ def test_a_run_without_prompts_takes_the_bundled_list_or_makes_one(tmp_path: Pat
     assert prompt_files(RunConfig(concepts=("bicycle", "apple")), run) == (("bicycle", "apple"), [])
     assert prompt_files(RunConfig(concepts=("dog",), generate=GenerateConfig(prompts=("x.txt",))), run) == (("x.txt",), [])
     files, notes = prompt_files(RunConfig(concepts=("bicycle", "dog")), run)
-    assert files == ("bicycle", str(run.prompts)) and "No list of prompts ships for dog" in notes[0] and str(run.prompts) in notes[0]
+    assert (
+        files == ("bicycle", str(run.prompts)) and "No list of prompts ships for dog" in notes[0] and str(run.prompts) in notes[0]
+    )
     made = [prompt.text for prompt in read_prompts(run.prompts)]
     dog, bicycle = load_concepts(RunConfig(concepts=("dog", "bicycle")))
     assert len(made) == MADE_PROMPTS + MADE_STRANGERS

@@ -32,9 +32,14 @@ def encoder(width: int = 16, words: int = 64, positions: int = 77) -> Tensors:
         "text_model.embeddings.position_embedding.weight": torch.randn(positions, width),
     }
     for module in linear_modules(2):
-        out, into = (4 * width, width) if module.endswith("fc1") else (width, 4 * width) if module.endswith("fc2") else (width, width)
+        out, into = (
+            (4 * width, width) if module.endswith("fc1") else (width, 4 * width) if module.endswith("fc2") else (width, width)
+        )
         tensors |= {f"{module}.weight": torch.randn(out, into), f"{module}.bias": torch.zeros(out)}
-    for norm in (*(f"text_model.encoder.layers.{i}.layer_norm{j}" for i in (0, 1) for j in (1, 2)), "text_model.final_layer_norm"):
+    for norm in (
+        *(f"text_model.encoder.layers.{i}.layer_norm{j}" for i in (0, 1) for j in (1, 2)),
+        "text_model.final_layer_norm",
+    ):
         tensors |= {f"{norm}.weight": torch.ones(width), f"{norm}.bias": torch.zeros(width)}
     return tensors
 
@@ -93,7 +98,9 @@ def test_a_damaged_encoder_is_not_called_intact(tmp_path: Path, change: Callable
     assert time.process_time() - start < 5
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
+)
 def test_every_type_of_floats_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {name: tensor.to(dtype) for name, tensor in encoder().items()}
     save_file(tensors, tmp_path / "x.safetensors")
@@ -116,7 +123,12 @@ def test_good_encoders_stay_intact(tmp_path: Path) -> None:
     found = inspect_file(bases.POCKET_FOLDER / "text_encoder" / "model.safetensors")
     assert found["problems"] == [] and found["kind"] == "CLIP text encoder of the pocket model's size"
     ids = {IDS: torch.arange(77)[None]}
-    for tensors in (encoder(), encoder() | ids, encoder() | {IDS: ids[IDS].float()}, {k.removeprefix("text_model."): v for k, v in encoder().items()}):
+    for tensors in (
+        encoder(),
+        encoder() | ids,
+        encoder() | {IDS: ids[IDS].float()},
+        {k.removeprefix("text_model."): v for k, v in encoder().items()},
+    ):
         save_file(tensors, tmp_path / "x.safetensors")
         assert inspect_file(tmp_path / "x.safetensors")["problems"] == []
 
@@ -141,7 +153,9 @@ def test_a_quantised_encoder_is_named_by_its_maker(tmp_path: Path) -> None:
             tensors[f"{module}.{beside}"] = torch.ones(1)
         save_file(tensors, tmp_path / "x.safetensors")
         found = inspect_file(tmp_path / "x.safetensors")
-        assert found["problems"] == [] and any(f"12 of its weights are int8, in the form of {maker}" in note for note in found["notes"])
+        assert found["problems"] == [] and any(
+            f"12 of its weights are int8, in the form of {maker}" in note for note in found["notes"]
+        )
 
 
 LORA = "lora_te_text_model_encoder_layers_0_mlp_fc1."

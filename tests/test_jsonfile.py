@@ -26,7 +26,9 @@ DAMAGED = {
 def test_a_damaged_line_names_the_command_that_writes_it_again(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "index.jsonl"
     path.write_text('{"a": 1}\n' + DAMAGED[kind] + "\n", encoding="utf-8", errors="surrogateescape")
-    with pytest.raises(UserError, match=r"index.jsonl is damaged \(line 2.*delete it and run `sd-erase generate` again") as caught:
+    with pytest.raises(
+        UserError, match=r"index.jsonl is damaged \(line 2.*delete it and run `sd-erase generate` again"
+    ) as caught:
         list(read_jsonl(path))
     assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
 

@@ -45,7 +45,18 @@ def wrong_values(option: click.Parameter) -> list[str]:
     if isinstance(kind, TermWeight):
         return ["", "=", "=1", "redirect", "redirect=", "redirect=nan", "redirect=-1", "redirect=1e400", "redirct=1", LONG]
     if isinstance(kind, Change):
-        return ["", "=", "train.steps", "train.stepz=3", "train.steps=.nan", "train.steps=-1", "a.b.c=1", "train=3", "seed=[", "seed=" + "9" * 5000]
+        return [
+            "",
+            "=",
+            "train.steps",
+            "train.stepz=3",
+            "train.steps=.nan",
+            "train.steps=-1",
+            "a.b.c=1",
+            "train=3",
+            "seed=[",
+            "seed=" + "9" * 5000,
+        ]
     if option.name == "over":
         return ["", "=", "train.steps", "train.stepz=1,2", "train.learning_rate=nan..1", "train.learning_rate=1..0.1", "train.steps=-1,2",
                 "train.learning_rate=nan,1", "train.steps.x=1", "seed=1,2", "train.steps=1,,2"]  # fmt: skip
@@ -103,7 +114,12 @@ def check_refusal(arguments: list[str], folder: Path, *words: str) -> None:
     before = contents(folder)
     result = invoke(*arguments)
     said = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-    assert result.exit_code == 2 and len(said) == 1, (arguments[-1][:80], result.exit_code, result.stderr[:500], result.stdout[:200])
+    assert result.exit_code == 2 and len(said) == 1, (
+        arguments[-1][:80],
+        result.exit_code,
+        result.stderr[:500],
+        result.stdout[:200],
+    )
     assert said == result.stderr.splitlines()[-1:] and "Traceback" not in result.stderr and not result.stdout
     assert len(said[0]) < 1500 and said[0].rstrip().endswith((".", ")")), said[0]
     assert all(word in said[0] for word in words), said[0]

@@ -154,7 +154,9 @@ def test_a_folder_of_a_lora_is_known_by_its_tensors(tmp_path: Path) -> None:
 
 
 def test_an_inpainting_folder_trains_and_says_why_it_draws_nothing(tmp_path: Path) -> None:
-    base = bases.resolve(str(folder(tmp_path / "a", "sd15", unet={"in_channels": 9}, index={"_class_name": "StableDiffusionInpaintPipeline"})))
+    base = bases.resolve(
+        str(folder(tmp_path / "a", "sd15", unet={"in_channels": 9}, index={"_class_name": "StableDiffusionInpaintPipeline"}))
+    )
     assert base.family == "sd1"
     with pytest.raises(UserError, match="an inpainting model .*train and export from it"):
         bases.check_draws(base)
@@ -165,7 +167,17 @@ def test_an_inpainting_folder_trains_and_says_why_it_draws_nothing(tmp_path: Pat
 
 
 def test_the_pocket_is_known_by_its_statement(tmp_path: Path) -> None:
-    base = bases.resolve(str(folder(tmp_path / "x", "sd15", text_encoder={"sd_erase_base": "pocket", "hidden_size": 128}, unet={"cross_attention_dim": 128, "sample_size": 16}, vae={"block_out_channels": [1, 2, 3]})))
+    base = bases.resolve(
+        str(
+            folder(
+                tmp_path / "x",
+                "sd15",
+                text_encoder={"sd_erase_base": "pocket", "hidden_size": 128},
+                unet={"cross_attention_dim": 128, "sample_size": 16},
+                vae={"block_out_channels": [1, 2, 3]},
+            )
+        )
+    )
     assert (base.pocket, base.detector, base.resolution, base.learning_rate_scale) == (True, "pocket", 64, 1.0)
     narrow = folder(tmp_path / "y", "sd15", text_encoder={"hidden_size": 128}, unet={"cross_attention_dim": 128})
     assert not bases.resolve(str(narrow)).pocket
@@ -184,7 +196,11 @@ BIAS = f"{U}output_blocks.11.1.transformer_blocks.0.norm1.bias"
 PARTS = {f"{U}input_blocks.0.0.weight": torch.zeros(4, 4, 3, 3), "first_stage_model.decoder.conv_in.weight": torch.zeros(1)}
 SD1 = {**PARTS, f"{CLIP_L}encoder.layers.0.mlp.fc1.weight": torch.zeros(1)}
 SD2 = {**PARTS, f"{CLIP_H}transformer.resblocks.0.ln_1.weight": torch.zeros(1)}
-XL = {**PARTS, "conditioner.embedders.0.transformer.text_model.x": torch.zeros(1), "conditioner.embedders.1.model.x": torch.zeros(1)}
+XL = {
+    **PARTS,
+    "conditioner.embedders.0.transformer.text_model.x": torch.zeros(1),
+    "conditioner.embedders.1.model.x": torch.zeros(1),
+}
 MARKS = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
 
 
@@ -284,7 +300,12 @@ def test_another_file_is_named_in_one_sentence(tensors: dict[str, torch.Tensor],
 
 
 def test_tensors_of_no_part_are_said(tmp_path: Path) -> None:
-    extra = {"model_ema.decay": torch.zeros(1), "betas": torch.zeros(1), "sqrt_recip_alphas_cumprod": torch.zeros(1), "logvar": torch.zeros(1)}
+    extra = {
+        "model_ema.decay": torch.zeros(1),
+        "betas": torch.zeros(1),
+        "sqrt_recip_alphas_cumprod": torch.zeros(1),
+        "logvar": torch.zeros(1),
+    }
     assert one_file(tmp_path, SD1 | extra).notes == ()
     (note,) = one_file(tmp_path, SD1 | extra | {"lora_te_x.alpha": torch.ones(1), "my.weight": torch.ones(1)}).notes
     assert "2 tensors of my-xl.safetensors belong to no part" in note and "first lora_te_x.alpha" in note
@@ -329,7 +350,9 @@ def test_a_row_that_its_files_contradict_loses(cache: Path) -> None:
 def test_a_hub_id_that_is_not_there_is_one_sentence(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
-    with pytest.raises(UserError, match=r"me/there-is-none cannot be fetched from the hub \(HF_HUB_OFFLINE is set\): pass a local"):
+    with pytest.raises(
+        UserError, match=r"me/there-is-none cannot be fetched from the hub \(HF_HUB_OFFLINE is set\): pass a local"
+    ):
         bases.resolve("me/there-is-none")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "hub_fault", lambda *_: "ConnectError")

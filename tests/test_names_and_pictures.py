@@ -17,7 +17,24 @@ from sd_erase.errors import UserError
 from sd_erase.report import build_report
 from sd_erase.rundir import RunDir, read_jsonl
 
-HOSTILE = ["..", ".", "../../x", "/etc/x", "a/b", "a\\b", "CON", "-rf", " ", "x" * 5000, "自転車", "犬", "a\x1b[2J", "~", ".hidden", "..."]
+HOSTILE = [
+    "..",
+    ".",
+    "../../x",
+    "/etc/x",
+    "a/b",
+    "a\\b",
+    "CON",
+    "-rf",
+    " ",
+    "x" * 5000,
+    "自転車",
+    "犬",
+    "a\x1b[2J",
+    "~",
+    ".hidden",
+    "...",
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -94,7 +94,17 @@ PARTS = [
 ]  # fmt: skip
 PREFIXES = ["", "", "", "cond_stage_model.transformer.", "cond_stage_model.model.", "conditioner.embedders.0.transformer.",
             "conditioner.embedders.1.model.", "model.diffusion_model.", "first_stage_model."]  # fmt: skip
-METADATA = [HASH, CONTENT, ENCODER_CONTENT, "sd_erase.version", "sd_erase.concept", "sd_erase.anchor", "sd_erase.encoder", "format", "x"]
+METADATA = [
+    HASH,
+    CONTENT,
+    ENCODER_CONTENT,
+    "sd_erase.version",
+    "sd_erase.concept",
+    "sd_erase.anchor",
+    "sd_erase.encoder",
+    "format",
+    "x",
+]
 
 
 @st.composite

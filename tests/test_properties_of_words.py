@@ -81,7 +81,11 @@ def test_both_normal_forms_are_one_text(caption: str, concept: Concept) -> None:
 @given(captions)
 def test_folding_keeps_to_the_text(caption: str) -> None:
     for reading in fold(caption):
-        assert len(reading.starts) == len(reading.ends) == len(reading.text) or not reading.starts and len(reading.text) == len(caption)
+        assert (
+            len(reading.starts) == len(reading.ends) == len(reading.text)
+            or not reading.starts
+            and len(reading.text) == len(caption)
+        )
         assert list(reading.starts) == sorted(reading.starts) and list(reading.ends) == sorted(reading.ends)
         assert all(0 <= start < end <= len(caption) for start, end in zip(reading.starts, reading.ends, strict=True))
     assert plain(plain(caption)) == plain(caption)
@@ -132,7 +136,13 @@ def test_a_card_is_a_concept_or_one_sentence(card: Any, caption: str) -> None:
         return
     checked(concept, caption)
     assert Concept.from_dict(concept.to_dict()) == concept
-    assert own_card({**card, **{key: list(value) for key, value in (("spared", concept.spared), ("labels", concept.labels)) if value}}, "again") == concept
+    assert (
+        own_card(
+            {**card, **{key: list(value) for key, value in (("spared", concept.spared), ("labels", concept.labels)) if value}},
+            "again",
+        )
+        == concept
+    )
     assert all("{}" in template and template.format("x") for template in concept.templates)
     for entry in concept.spared:
         spoken = spoken_form(entry, ["dog"], Random(0))

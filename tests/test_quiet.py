@@ -53,7 +53,11 @@ def watched(folder: Path, *commands: list[str], code: str = "") -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     environment |= {name: str(place) for name, place in places.items()} | {"PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(
-        [sys.executable, "-c", WATCHED, json.dumps(commands), code], capture_output=True, text=True, cwd=folder / "work", env=environment
+        [sys.executable, "-c", WATCHED, json.dumps(commands), code],
+        capture_output=True,
+        text=True,
+        cwd=folder / "work",
+        env=environment,
     )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1]) == []

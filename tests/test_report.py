@@ -179,7 +179,10 @@ def test_every_image_that_still_shows_the_concept_comes_first(settings: RunConfi
     index[3]["prompt"] = "a dog"
     write_jsonl_atomic(evaluated.images / "index.jsonl", index)
     rows = [
-        {"image": row["erased"], "detections": [{"label": "bicycle", "score": score, "box": [8.0, 8.0, 40.0, 40.0]}] if score else []}
+        {
+            "image": row["erased"],
+            "detections": [{"label": "bicycle", "score": score, "box": [8.0, 8.0, 40.0, 40.0]}] if score else [],
+        }
         for row, score in zip(index, (0.0, 0.4, 0.6, 0.9), strict=True)
     ]
     write_jsonl_atomic(evaluated.detections / "erased.jsonl", rows)

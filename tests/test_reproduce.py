@@ -97,12 +97,20 @@ def test_changes_go_before_a_methods_own_settings() -> None:
 
 
 def test_where_it_differs_is_computed_from_what_was_measured() -> None:
-    paper = ({"data": "CIFAR-100", "method": "GA", "forget %": 4.0, "retain %": 90.0}, {"data": "Flickr30K", "method": "GA", "forget %": 50.0})
-    rows = [{"data": "classes", "method": "GA", "forget %": 30.0, "retain %": 91.0}, {"data": "classes", "method": "mine", "forget %": 0.0}]
+    paper = (
+        {"data": "CIFAR-100", "method": "GA", "forget %": 4.0, "retain %": 90.0},
+        {"data": "Flickr30K", "method": "GA", "forget %": 50.0},
+    )
+    rows = [
+        {"data": "classes", "method": "GA", "forget %": 30.0, "retain %": 91.0},
+        {"data": "classes", "method": "mine", "forget %": 0.0},
+    ]
     count, only = differences(rows, paper)
     assert count.startswith("1 of 2 figures") and only == "classes, GA, forget %: 30.0 here, 4.0 in the paper."
     assert differences(rows[1:], paper) == []
-    assert all("differs" not in yamlfile.read(path, "Recipe") for path in resources.packaged_folder("recipes").glob("reproduce/*.yaml"))
+    assert all(
+        "differs" not in yamlfile.read(path, "Recipe") for path in resources.packaged_folder("recipes").glob("reproduce/*.yaml")
+    )
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from sd_erase.report import build_report
 from sd_erase.rundir import RunDir, read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 
 ACTING = "\x1b[2J\x1b]0;owned\x07\r\x9b31m\x00\u202egnp.exe\u2066\u2028\u200b\ud800\x7f"
-HOSTILE = f'{ACTING}[red]x[/red] :bike: "><script>alert(1)</script><img src=x onerror=alert(1)> \' | `rm` {{{{ 7 * 7 }}}} ${{y}}'
+HOSTILE = f"{ACTING}[red]x[/red] :bike: \"><script>alert(1)</script><img src=x onerror=alert(1)> ' | `rm` {{{{ 7 * 7 }}}} ${{y}}"
 RAW = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\u200b\ud800-\udfff]")
 
 

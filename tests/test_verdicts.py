@@ -88,7 +88,9 @@ def test_many_flat_images_carry_no_verdict(flat: int, is_told: bool) -> None:
     assert judge_target(evaluation).answer == answer
 
 
-@pytest.mark.parametrize(("kept", "answer"), [(49, "Not found, but hardly anything else is either"), (50, "Yes, for these prompts")])
+@pytest.mark.parametrize(
+    ("kept", "answer"), [(49, "Not found, but hardly anything else is either"), (50, "Yes, for these prompts")]
+)
 def test_noise_is_not_called_an_erasure(kept: int, answer: str) -> None:
     verdict = judge_target(of(line("target", 100, 0, 100), line("others", 100, kept, 100)))
     assert (verdict.answer, verdict.tone) == (answer, "bad" if kept < 50 else "good")

@@ -183,7 +183,9 @@ def test_a_folder_with_a_variant_or_with_shards_only_is_read(model: Path, origin
     loaded = components.load_pipeline(bases.resolve(str(model / "model")))
     assert all(same(getattr(loaded, part), getattr(original[1], part)) for part in ("text_encoder", "unet", "vae"))
     (model / "model" / f"{UNET}-00001-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match=r"unet of .* lacks shard 1 of 2 \(diffusion_pytorch_model-00002-of-00002.safetensors is there\)"):
+    with pytest.raises(
+        UserError, match=r"unet of .* lacks shard 1 of 2 \(diffusion_pytorch_model-00002-of-00002.safetensors is there\)"
+    ):
         components.load_pipeline(bases.resolve(str(model / "model")))
 
 
@@ -252,7 +254,14 @@ def test_a_partner_of_another_model_is_no_error_where_none_is_needed(model: Path
     from sd_erase.clip import load_towers
 
     text = {**SMALL["sd15"]["text_encoder"], "num_hidden_layers": 1}
-    vision = {"image_size": 8, "patch_size": 4, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {
+        "image_size": 8,
+        "patch_size": 4,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)).save_pretrained(model / "clip")
     CLIPImageProcessor().save_pretrained(model / "clip")
     base = dataclasses.replace(bases.resolve(str(model / "model")), clip_partner=str(model / "clip"))
@@ -278,7 +287,10 @@ def test_a_checkpoint_without_an_autoencoder_is_erased_and_exported_with_its_mar
         export = dataclasses.replace(settings.export, to=kind, output=str(model / kind))
         catalog.resolve(catalog.EXPORTS, kind, "")(dataclasses.replace(settings, export=export), run)
     (written,) = (model / "a1111").glob("*.safetensors")
-    assert read_header(written).shape("v_pred") == (0,) and read_header(written).tensors.keys() == read_header(Path(source)).tensors.keys()
+    assert (
+        read_header(written).shape("v_pred") == (0,)
+        and read_header(written).tensors.keys() == read_header(Path(source)).tensors.keys()
+    )
     with pytest.raises(UserError, match=r"holds no autoencoder \(a NoVAE file\), so it draws no images"):
         generate(dataclasses.replace(settings, generate=dataclasses.replace(settings.generate, prompts=("bicycle",))), run)
 
@@ -295,7 +307,9 @@ def test_exports_of_an_encoder_with_added_tokens_say_who_cannot_load_them(model:
     for kind in ("a1111", "comfyui"):
         export = dataclasses.replace(settings.export, to=kind, output=str(model / kind))
         result = catalog.resolve(catalog.EXPORTS, kind, "")(dataclasses.replace(settings, export=export), run)
-        assert any("49,410 token rows" in warning and "--to lora" in warning for warning in result["warnings"]), result["warnings"]
+        assert any("49,410 token rows" in warning and "--to lora" in warning for warning in result["warnings"]), result[
+            "warnings"
+        ]
 
 
 def test_an_inpainting_model_is_a_pipeline_of_its_own(original: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +331,9 @@ def test_an_inpainting_model_is_a_pipeline_of_its_own(original: Any, tmp_path: P
         assert type(loaded).__name__ == "StableDiffusionInpaintPipeline" and same(loaded.unet, pipeline.unet)
 
 
-def test_of_a_hub_id_only_the_files_of_the_component_are_fetched(model: Path, original: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_hub_id_only_the_files_of_the_component_are_fetched(
+    model: Path, original: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -339,7 +355,9 @@ def test_of_a_hub_id_only_the_files_of_the_component_are_fetched(model: Path, or
         return str(snapshot / name)
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(model / "hub"))
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda identifier, revision: [*names, "text_encoder/model.fp16.safetensors"])
+    monkeypatch.setattr(
+        huggingface_hub, "list_repo_files", lambda identifier, revision: [*names, "text_encoder/model.fp16.safetensors"]
+    )
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
     base = bases.resolve("me/mine")
     for _ in range(2):
@@ -352,7 +370,11 @@ def test_an_erased_encoder_that_does_not_fit_is_refused(model: Path) -> None:
 
     pipeline = components.load_pipeline(bases.resolve(str(model / "model")))
     state = formats.prefixed(pipeline.text_encoder.state_dict())
-    for change, words in ((with_lora, "LoRA attached"), (without(r"layers\.1\."), "missing"), (cut("fc1.weight"), "another shape")):
+    for change, words in (
+        (with_lora, "LoRA attached"),
+        (without(r"layers\.1\."), "missing"),
+        (cut("fc1.weight"), "another shape"),
+    ):
         file = model / "erased.safetensors"
         save_file({key: value.contiguous() for key, value in change(state).items()}, file)
         with pytest.raises(UserError, match=words):
@@ -365,7 +387,14 @@ def test_a_clip_partner_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     from transformers import CLIPConfig, CLIPModel
 
     small = SMALL["sd15"]["text_encoder"]
-    vision = {"image_size": 8, "patch_size": 4, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {
+        "image_size": 8,
+        "patch_size": 4,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = CLIPModel(CLIPConfig(text_config={**small, "vocab_size": 64}, vision_config=vision, projection_dim=32))
     model.save_pretrained(tmp_path)
     assert same(components.clip_model(str(tmp_path)), model)
@@ -388,7 +417,9 @@ def test_a_blip_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
     tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = {**tower, "image_size": 8, "patch_size": 4}
-    config = BlipConfig(text_config={**tower, "vocab_size": 64, "encoder_hidden_size": 32}, vision_config=vision, image_text_hidden_size=32)
+    config = BlipConfig(
+        text_config={**tower, "vocab_size": 64, "encoder_hidden_size": 32}, vision_config=vision, image_text_hidden_size=32
+    )
     model = BlipForImageTextRetrieval(config)
     model.save_pretrained(tmp_path)
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog"]))
@@ -404,7 +435,9 @@ def test_every_extra_and_origin_is_reached() -> None:
     extras = ["embeddings.position_ids", "text_model.embeddings.position_ids", "text_projection", "text_projection.weight", "logit_scale",
               "attn_mask", "visual_projection.weight", "vision_model.x", "visual.x", "loss.discriminator.x"]  # fmt: skip
     assert all(mismatch.is_extra(name) for name in extras)
-    assert not any(mismatch.is_extra(name) for name in ("encoder.layers.0.x", "position_ids_2", "text_projection.bias", "my.logit_scale"))
+    assert not any(
+        mismatch.is_extra(name) for name in ("encoder.layers.0.x", "position_ids_2", "text_projection.bias", "my.logit_scale")
+    )
     told = {"a.base_layer.weight": "LoRA", "a.SCB": "quantised", "a.weight_orig": "pruning", "a.parametrizations.weight.original0": "parametrisation",
             "module.a": "DataParallel", "a": "nothing is made up"}  # fmt: skip
     for name, word in told.items():

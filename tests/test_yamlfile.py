@@ -99,13 +99,23 @@ def test_every_place_that_reads_yaml_reads_it_so(tmp_path: Path, name: str, text
         READERS[name](tmp_path / "x.yaml")
 
 
-@pytest.mark.parametrize(("value", "words"), [("[1", "train.steps is not YAML"), ("2024-05-01", "is a date"), ("&a [*a]", "alias")])
+@pytest.mark.parametrize(
+    ("value", "words"), [("[1", "train.steps is not YAML"), ("2024-05-01", "is a date"), ("&a [*a]", "alias")]
+)
 def test_a_value_of_the_command_line_is_read_so(value: str, words: str) -> None:
     result = CliRunner().invoke(cli.main, ["reproduce", "table2", "--set", f"train.steps={value}"])
     assert result.exit_code == 2 and words in result.output
 
 
-CARD = {"name": "mine", "kind": "yolo", "weights": "w.safetensors", "image_size": 64, "confidence": 0.25, "iou": 0.45, "licence": "-"}
+CARD = {
+    "name": "mine",
+    "kind": "yolo",
+    "weights": "w.safetensors",
+    "image_size": 64,
+    "confidence": 0.25,
+    "iou": 0.45,
+    "licence": "-",
+}
 
 
 @pytest.mark.parametrize(

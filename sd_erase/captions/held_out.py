@@ -24,7 +24,12 @@ SCENES = (
      "{0} and, not far away, {1} {p}"),
     ("{0} between {1} and {2} {p}", "a snapshot of {0}, then {1}, then {2} {p}", "{0} rests alongside {1} and {2} {p}"),
 )  # fmt: skip
-STYLED = ("{s} as {w} would have made it", "a museum's print of {s} after {w}", "{s}, a work in {w}'s manner", "{s}: homage to {w}")
+STYLED = (
+    "{s} as {w} would have made it",
+    "a museum's print of {s} after {w}",
+    "{s}, a work in {w}'s manner",
+    "{s}: homage to {w}",
+)
 PLAIN = ("{s} as a beginner would have made it", "a museum's print of {s}", "{s}, an anonymous work", "{s}: a study")
 SHOWN = ("an exhibition about {w} {p}", "somebody speaks of {w} {p}", "a snapshot with {w} in it {p}")
 
@@ -54,7 +59,9 @@ def strangers(concepts: Sequence[Concept], base: Base, count: int, used: Collect
 
     def make() -> str:
         scene = _scene("", nouns, rng)
-        return _finished(rng.choice(PLAIN).format(s=synthetic.scene("", nouns, rng, synthetic.NOUN_PHRASES)) if styled else scene, rng)
+        return _finished(
+            rng.choice(PLAIN).format(s=synthetic.scene("", nouns, rng, synthetic.NOUN_PHRASES)) if styled else scene, rng
+        )
 
     return _collect(make, count, lambda text: not any(any(concept.scan(text)) for concept in concepts), used)
 

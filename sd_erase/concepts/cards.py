@@ -113,7 +113,9 @@ def _list(value: Any, where: str, key: str) -> tuple[str, ...]:
     entries = entries_of([value] if is_sentence and isinstance(value, str) else value, where)
     if key == "labels":
         if any(len(entry) > MAX_PHRASE for entry in entries):
-            raise UserError(f"{where}: {shown(max(entries, key=len))} is no label of a detector: write {MAX_PHRASE} characters at most.")
+            raise UserError(
+                f"{where}: {shown(max(entries, key=len))} is no label of a detector: write {MAX_PHRASE} characters at most."
+            )
         return tuple(dict.fromkeys(label_form(entry) for entry in entries))
     if key == "spared":
         return tuple(check_entry(entry, where.replace("spared", "spared phrase")) for entry in entries)

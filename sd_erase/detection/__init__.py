@@ -125,7 +125,9 @@ def load_detector(name: str | Path, *, device: Any = "cpu", trust_pickle: bool =
         raise unknown_choice("Detector setting", sorted(unknown)[0], [item.name for item in dataclasses.fields(Card)])
     card = _checked(dataclasses.replace(card, **overrides), card.name)
     if not trust_pickle:
-        _refuse_pickle(card, is_published="weights" not in overrides and Path(card.folder) == resources.packaged_folder("detectors"))
+        _refuse_pickle(
+            card, is_published="weights" not in overrides and Path(card.folder) == resources.packaged_folder("detectors")
+        )
     return catalog.resolve(catalog.DETECTORS, card.kind, "Detector kind")(card, device)
 
 
@@ -220,9 +222,7 @@ def select(
     corners = corners.clamp(min=0).minimum(limits).tolist()
     file_name = Path(getattr(image, "filename", "") or "").name
     found = zip(corners, best[kept].tolist(), classes[kept].tolist(), strict=True)
-    return [
-        Detection(file_name, our_label(names[number], card), score, tuple(box)) for box, score, number in found
-    ]
+    return [Detection(file_name, our_label(names[number], card), score, tuple(box)) for box, score, number in found]
 
 
 def our_labels(names: Sequence[str], card: Card) -> frozenset[str]:

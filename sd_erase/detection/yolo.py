@@ -154,7 +154,12 @@ def _is_layer(name: str) -> bool:
     if name.startswith("torchvision.ops."):
         source, key = torchvision.ops, name.removeprefix("torchvision.ops.")
     layer = getattr(source, key, None) if key.isidentifier() else None
-    return isinstance(layer, type) and issubclass(layer, nn.Module) and not issubclass(layer, tasks.BaseModel) and key != "TorchVision"
+    return (
+        isinstance(layer, type)
+        and issubclass(layer, nn.Module)
+        and not issubclass(layer, tasks.BaseModel)
+        and key != "TorchVision"
+    )
 
 
 def _build(description: dict[str, Any], numbers: int, what: str) -> Any:
@@ -183,7 +188,9 @@ def _build(description: dict[str, Any], numbers: int, what: str) -> Any:
             return DetectionModel(description, verbose=False)
     except Exception as error:  # whatever ultralytics stumbles over in a description that is not its own
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{what} describes no model that ultralytics can build ({reason}): use one of ultralytics' own.") from error
+        raise UserError(
+            f"{what} describes no model that ultralytics can build ({reason}): use one of ultralytics' own."
+        ) from error
 
 
 def _names(value: Any) -> list[str]:

@@ -131,7 +131,9 @@ def merge(runs: Sequence[RunDir], run: RunDir, config: RunConfig, progress: Prog
             towers = load_towers(base, resources.device(config.device), need_images=False, encoder=encoder)
             original = {key: value.clone() for key, value in towers.text.state_dict().items()}
             total = {key: value.clone() for key, value in original.items()}
-            own: list[dict[str, Any]] = [{"run": str(part), "concepts": [concept.name for concept in concepts[n]]} for n, part in enumerate(runs)]
+            own: list[dict[str, Any]] = [
+                {"run": str(part), "concepts": [concept.name for concept in concepts[n]]} for n, part in enumerate(runs)
+            ]
             if len(base.encoders) > 1:
                 own = [{**row, "encoder": encoder.name} for row in own]
             for number, part in enumerate(runs):

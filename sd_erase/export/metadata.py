@@ -208,7 +208,9 @@ def _lora(header: Header, found: dict[str, Numbers]) -> tuple[str, dict[str, Any
     problems += _without_effect(header, found)
     more, faults = numbers.quantised(header, [name for name in header.tensors if len(header.shape(name)) > 1])
     notes, problems = notes + more, problems + faults
-    scalars = [name for name in _ending(header, ".alpha") if found[name].size == 1 and header.tensors[name]["dtype"] in numbers.PLAIN]
+    scalars = [
+        name for name in _ending(header, ".alpha") if found[name].size == 1 and header.tensors[name]["dtype"] in numbers.PLAIN
+    ]
     alphas = {float(value) for value in formats.read_tensors(header.path, scalars).values()}
     if len(alphas) > 1:
         notes.append("its alphas differ from layer to layer, which diffusers mis-scales")

@@ -124,7 +124,9 @@ def quantised(header: Header, names: Iterable[str]) -> tuple[list[str], list[str
         if dtype in PLAIN:
             continue
         if dtype not in QUANTISED:
-            notes.append(f"{count} of its weights are fp8 ({dtype}){by}, with some three digits: erase from a file of float16 or float32")
+            notes.append(
+                f"{count} of its weights are fp8 ({dtype}){by}, with some three digits: erase from a file of float16 or float32"
+            )
         elif by:
             notes.append(
                 f"quantised: {count} of its weights are {QUANTISED[dtype]}{by}; programs that do not know that form load wrong numbers"

@@ -75,9 +75,7 @@ def write_encoder(job: Job, erased: Erased, target: Path) -> dict[str, Any]:
         "sd_erase.encoder": erased.name,
     }
     with job.written(target, size) as temporary:
-        digest = save(
-            temporary, {key: functools.partial(_rounded, erased, key, dtype) for key in erased.keys}, dtype, metadata
-        )
+        digest = save(temporary, {key: functools.partial(_rounded, erased, key, dtype) for key in erased.keys}, dtype, metadata)
         difference = compare.check(erased, lambda: read_encoder(read_header(temporary), projection=erased.encoder.pooled), dtype)
     return {
         "path": str(target),

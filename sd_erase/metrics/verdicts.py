@@ -128,7 +128,9 @@ def _judge_kept(total: Mapping[str, Any]) -> tuple[str, str]:
     kept, asked = total["kept"], total["images"]
     if kept >= KEPT_SHARE:
         sure = total["erased"]["low"] >= SURE_KEPT * total["original"]["rate"]
-        return ("Little that the detector sees", "good") if sure else (f"Little is seen, but {asked} named objects are few", "open")
+        return (
+            ("Little that the detector sees", "good") if sure else (f"Little is seen, but {asked} named objects are few", "open")
+        )
     if asked < FEW_IMAGES:
         return f"Cannot be told: {asked} named objects are too few", "open"
     return ("Something, see below", "open") if kept >= 0.8 else ("A lot", "bad")

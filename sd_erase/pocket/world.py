@@ -281,7 +281,9 @@ def render(scene: Scene) -> tuple[Image.Image, list[tuple[str, tuple[float, floa
             continue
         sprite = _sprite(name)
         scale = extent / max(sprite.size)
-        sprite = sprite.resize((max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale))), Image.Resampling.LANCZOS)
+        sprite = sprite.resize(
+            (max(1, round(sprite.width * scale)), max(1, round(sprite.height * scale))), Image.Resampling.LANCZOS
+        )
         left = round(min(max(x - sprite.width / 2, 0), SIZE - sprite.width))
         top = round(min(max(y - sprite.height / 2, 0), SIZE - sprite.height))
         picture.paste(sprite, (left, top), sprite)

@@ -114,7 +114,9 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
 def _exported(manifests: dict[str, Any], stages: list[str], links: chain.Chain) -> dict[str, dict[str, Any]]:
     """The manifests of the exports of the encoder of now, with those files that are still as they were written."""
     encoder = links.now("encoder")
-    found = {stage: manifest for stage in stages if (manifest := manifests[stage] or {}).get("from", {}).get("encoder") == encoder}
+    found = {
+        stage: manifest for stage in stages if (manifest := manifests[stage] or {}).get("from", {}).get("encoder") == encoder
+    }
     return {stage: {**manifest, "files": list(filter(_is_there, manifest["files"]))} for stage, manifest in found.items()}
 
 

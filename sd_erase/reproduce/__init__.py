@@ -137,7 +137,9 @@ def check_read(dotted: str, given: str = "--set") -> None:
         raise UserError(f"{given} {dotted} is not how that is set here: pass {flag}.")
     section, _, name = dotted.partition(".")
     if section in ("generate", "evaluate", "attack", "export"):
-        raise UserError(f"{given} {dotted} has no effect: no experiment reads the settings of {section}; pass train.*, harvest.* or sizes.*.")
+        raise UserError(
+            f"{given} {dotted} has no effect: no experiment reads the settings of {section}; pass train.*, harvest.* or sizes.*."
+        )
     if section == "sizes" and name.partition(".")[0] not in SIZES:
         raise unknown_choice("Size of an experiment", name, SIZES)
 
@@ -203,7 +205,11 @@ def _settings(recipe: Recipe) -> list[str]:
 
 def render(result: dict[str, Any]) -> str:
     """An experiment as Markdown: ours, then the paper's rows, the figures and the notes."""
-    lines = [f"# {markdown.text(result['title'])}", "", f"Measured on base {markdown.text(result['base'])} (`sd-erase reproduce {result['id']}`)."]
+    lines = [
+        f"# {markdown.text(result['title'])}",
+        "",
+        f"Measured on base {markdown.text(result['base'])} (`sd-erase reproduce {result['id']}`).",
+    ]
     if result["rows"]:
         lines += ["", *markdown_table(result["columns"], result["rows"])]
     if result["paper"]:

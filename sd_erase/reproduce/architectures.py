@@ -64,9 +64,7 @@ def _zero_shot(recipe: Recipe, bench: Bench, source: str) -> list[dict[str, obje
     side = next(iter(recipe.concepts))
     own = Bench(bench.folder / "bench" / "models" / "runs" / Path(source).name, source, (), bench.device, bench.progress)
     own.specs[side] = bench.dataset(side)
-    recipe = dataclasses.replace(
-        recipe, sizes={"templates": "pocket" if bench.base.pocket else "cifar100", **recipe.sizes}
-    )
+    recipe = dataclasses.replace(recipe, sizes={"templates": "pocket" if bench.base.pocket else "cifar100", **recipe.sizes})
     rows = []
     for concepts in recipe.concepts[side]:
         for method, settings in _rows(recipe):

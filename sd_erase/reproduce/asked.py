@@ -109,7 +109,9 @@ def _named(flag: str, settings: Mapping[str, Any]) -> None:
 
 def _refuse(asked: Sequence[str], among: Sequence[str], flag: str, why: str) -> None:
     if ignoring := [name for name in asked if name in among]:
-        raise UserError(f"{flag} has no effect on {', '.join(ignoring)}, which {why}: leave it out, or ask for other experiments.")
+        raise UserError(
+            f"{flag} has no effect on {', '.join(ignoring)}, which {why}: leave it out, or ask for other experiments."
+        )
 
 
 def _check_size(asked: Sequence[str], name: str, value: Any) -> None:

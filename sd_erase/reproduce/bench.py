@@ -200,7 +200,10 @@ class Bench:
         if run.cache.is_dir() and not shared.is_dir():
             shared.parent.mkdir(parents=True, exist_ok=True)
             run.cache.replace(shared)
-        for over in (run.cache, run.checkpoints):  # of a training that is over, perhaps in a process that was killed before this line
+        for over in (
+            run.cache,
+            run.checkpoints,
+        ):  # of a training that is over, perhaps in a process that was killed before this line
             shutil.rmtree(over, ignore_errors=True)
         return run
 
