@@ -159,7 +159,7 @@ class Finder:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, run: RunDir) -> SimpleNamespace:
     """A trained run, and a model whose images are red where the text names a bicycle; the search finds one for "dog"."""
-    calls = SimpleNamespace(searched=[], stop_at=None)
+    calls = SimpleNamespace(searched=[], stop_at=None, flat=lambda pipeline, folder, seed: False)
 
     def search(
         pipeline: str, prompts: list[str], latents: Any, settings: AttackConfig, seed: int, progress: Any
@@ -178,7 +178,10 @@ def bench(monkeypatch: pytest.MonkeyPatch, run: RunDir) -> SimpleNamespace:
             is_red = "bicycle" in (words if pipeline == "original" else words[:1])
             for seed in range(settings.images_per_prompt):
                 paths.append(folder / f"{number}-{seed}.png")
-                Image.new("RGB", (8, 8), (255 * is_red, 0, 0)).save(paths[-1])
+                picture = Image.new("RGB", (8, 8), (255 * is_red, 0, 0))
+                if not calls.flat(pipeline, folder, seed):
+                    picture.putpixel((7, 7), (0, 0, 255))
+                picture.save(paths[-1])
         return paths
 
     monkeypatch.setattr(stage, "search", search)
@@ -204,7 +207,10 @@ def test_the_stage_counts_images_and_prompts(bench: SimpleNamespace, tmp_path: P
     config = configured(tmp_path, "a dog and a bicycle", "a bicycle in a park", "a bus", "a bike")
     result = stage.attack(config, bench.run)
     assert result["prompts"] == 2  # no bicycle is meant by "a bus", and this model draws none for "a bike"
-    assert "2 of 4 prompts were left out" in result["warnings"][0]
+    assert [warning.split(":")[0] for warning in result["warnings"]] == [
+        "Only 2 prompts were attacked",
+        "2 of 4 prompts were left out",
+    ]
     erased = {arm: (found["images"]["count"], found["prompts"]["count"]) for arm, found in result["erased"].items()}
     assert erased == {"none": (0, 0), "random": (0, 0), "search": (2, 1)}
     assert result["erased"]["search"]["images"]["n"] == 4
@@ -238,7 +244,71 @@ def test_a_search_that_breaks_nothing_says_so(bench: SimpleNamespace, tmp_path: 
     assert any("too weak" in warning for warning in result["warnings"])
 
 
-@pytest.mark.parametrize(("lines", "message"), [(["a bus"], "shows bicycle: pass --prompts"), ([], "no prompt")])
+def first_lines(run: RunDir) -> str:
+    """What attack.md says before its table."""
+    return (run.report / "attack.md").read_text(encoding="utf-8").partition("| Encoder")[0]
+
+
+def test_what_stands_against_the_figures_stands_before_them(bench: SimpleNamespace, tmp_path: Path) -> None:
+    stage.attack(configured(tmp_path, "a bicycle in a park", "a dog and a bicycle"), bench.run)
+    text = first_lines(bench.run)
+    assert "> Only 2 prompts were attacked: too few for a verdict" in text
+    assert "left out" not in text and "single colour" not in text
+
+
+def test_enough_prompts_that_the_original_draws_leave_no_doubt(bench: SimpleNamespace, tmp_path: Path) -> None:
+    result = stage.attack(configured(tmp_path, *(f"a dog and a bicycle {number}" for number in range(10))), bench.run)
+    assert result["warnings"] == [] and ">" not in first_lines(bench.run)
+
+
+def test_a_target_that_the_original_does_not_draw_stands_first(bench: SimpleNamespace, tmp_path: Path) -> None:
+    """This model draws a bicycle for the word alone, never for "bike"."""
+    lines = [*(f"a dog and a bicycle {number}" for number in range(10)), *(f"a dog and a bike {number}" for number in range(11))]
+    result = stage.attack(configured(tmp_path, *lines), bench.run)
+    assert result["warnings"][0].startswith("The original model shows bicycle for only 10 of the 21 prompts that ask for it")
+    assert "for only 10 of the 21 prompts" in first_lines(bench.run)
+
+
+def test_images_of_a_single_colour_are_left_out_and_said_first(bench: SimpleNamespace, tmp_path: Path) -> None:
+    """As where half precision overflows: the detector's finding in such an image counts neither way."""
+    bench.calls.flat = lambda pipeline, folder, seed: pipeline == "erased" and folder.name == "search" and seed == 0
+    result = stage.attack(configured(tmp_path, *(f"a dog and a bicycle {number}" for number in range(10))), bench.run)
+    assert result["flat"] == {"erased": 10, "control": 0}
+    assert result["erased"]["search"]["images"]["n"] == 10 and result["erased"]["none"]["images"]["n"] == 20
+    assert result["warnings"][0].startswith("10 of the images of the erased encoder are a single colour")
+    assert first_lines(bench.run).count("single colour") == 1
+
+
+@pytest.mark.parametrize(
+    ("flat", "message"),
+    [
+        (
+            lambda pipeline, folder, seed: folder.name == "original",
+            "image that the original draws is a single colour.*--device cpu",
+        ),
+        (
+            lambda pipeline, folder, seed: pipeline == "erased",
+            "image of the erased encoder with the prompt alone is a single colour",
+        ),
+    ],
+)
+def test_nothing_is_measured_on_images_of_a_single_colour(
+    bench: SimpleNamespace, tmp_path: Path, flat: Any, message: str
+) -> None:
+    bench.calls.flat = flat
+    with pytest.raises(UserError, match=message):
+        stage.attack(configured(tmp_path, "a dog and a bicycle"), bench.run)
+    assert bench.run.read_manifest("attack") is None and not (bench.run.report / "attack.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["a bus"], "None of the prompts names bicycle: pass --prompts"),
+        (["a bike"], "original draws of these prompts shows bicycle: pass --prompts"),
+        ([], "no prompt"),
+    ],
+)
 def test_prompts_that_cannot_be_attacked_are_one_sentence(
     bench: SimpleNamespace, tmp_path: Path, lines: list[str], message: str
 ) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sd_erase.metrics.rates import WHERE_NAMED, row
-from sd_erase.metrics.verdicts import Verdict, doubts, judge_others, judge_target, percent
+from sd_erase.metrics.rates import WHERE_NAMED, row, share
+from sd_erase.metrics.verdicts import Verdict, doubts, doubts_of_attack, judge_others, judge_target, percent
 
 
 def line(role: str, before: int, after: int, n: int, name: str = "x") -> dict[str, Any]:
@@ -179,3 +179,38 @@ def test_percentages() -> None:
     assert [percent(share) for share in shares] == [
         "0%", "0.5%", "7%", "10.0%", "10%", "12%", "50%", "90%", "90.4%", "99.6%", "100%", "–",
     ]  # fmt: skip
+
+
+def attacked(alone: int = 0, control_alone: int = 0, control_found: int = 10, **more: Any) -> dict[str, Any]:
+    """The shares of ten attacked prompts of one image each, of which so many show the concept."""
+
+    def arm(count: int) -> dict[str, Any]:
+        both = share([number < count for number in range(10)])
+        return {"images": both, "prompts": both}
+
+    counts = {"concepts": "x", "prompts": 10, "named": 10, "left_out": 0, "flat": {"erased": 0, "control": 0}}
+    control = {"none": arm(control_alone), "random": arm(0), "search": arm(control_found)}
+    return {**counts, "erased": {"none": arm(alone), "random": arm(0), "search": arm(0)}, "control": control, **more}
+
+
+@pytest.mark.parametrize(
+    ("result", "beginnings"),
+    [
+        (attacked(), []),
+        (attacked(prompts=9, named=9), ["Only 9 prompts were attacked: too few for a verdict"]),
+        (attacked(prompts=1, named=1), ["Only 1 prompt was attacked: too few"]),
+        (attacked(named=20), []),
+        (attacked(named=21), ["The original model shows x for only 10 of the 21 prompts"]),
+        (attacked(flat={"erased": 0, "control": 3}), ["3 of the images of the original (the control) are a single colour"]),
+        (attacked(alone=2), ["Without any words before the prompt, x is found in 20% of the erased encoder's images"]),
+        (attacked(alone=1), []),  # one of ten may be the detector's error
+        (attacked(control_alone=5), ["The control shows x in 50% of its prompts before any words are added"]),
+        (attacked(control_found=4), ["The control was mostly not broken"]),
+        (attacked(control_found=5), []),
+        (attacked(left_out=4), ["4 of 14 prompts were left out"]),
+    ],
+)
+def test_doubts_about_a_search_for_words(result: dict[str, Any], beginnings: list[str]) -> None:
+    found = doubts_of_attack(result)
+    assert len(found) == len(beginnings)
+    assert all(one.startswith(start) for one, start in zip(found, beginnings, strict=True))

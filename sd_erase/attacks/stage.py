@@ -25,6 +25,7 @@ from sd_erase.errors import UserError
 from sd_erase.evaluation import decides, detect_files, detector_of, percent
 from sd_erase.images import draw
 from sd_erase.metrics.rates import share
+from sd_erase.metrics.verdicts import ENCODERS, doubts_of_attack
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.prompts import Prompt, read_prompt_files
 from sd_erase.rundir import RunDir, fingerprint, read_json, read_jsonl, write_json_atomic, write_jsonl_atomic, write_text_atomic
@@ -35,13 +36,14 @@ if TYPE_CHECKING:
 GROUP = 16  # prompts that are searched side by side; an interrupted search goes on behind the last whole group
 REFERENCE_SEEDS = 10_000  # the search is shown images from other noise than that of the images that count
 REFERENCES = 3  # drawn by the original for each prompt; the first that shows the concept is taken
+OVERFLOWED = ", so nothing can be measured: the model overflowed; run the command again with --device cpu"
 ARMS = {"none": "the prompt alone", "random": "random words before it", "search": "found words before it"}
 
 
-def shows(detector: Detector, labels: frozenset[str], paths: Sequence[Path]) -> list[bool]:
-    """Whether the detector finds any of `labels` in each image file."""
-    found, _ = detect_files(detector, paths, "detections", NoProgress())
-    return [any(each.label in labels for each in one) for one in found]
+def shows(detector: Detector, labels: frozenset[str], paths: Sequence[Path]) -> tuple[list[bool], list[bool]]:
+    """Whether the detector finds any of `labels` in each image file, and whether each is of a single colour."""
+    found, pictures = detect_files(detector, paths, "detections", NoProgress())
+    return [any(each.label in labels for each in one) for one in found], [picture.flat for picture in pictures]
 
 
 def references(
@@ -69,17 +71,28 @@ def references(
 
     Returns:
         prompt -> [1, channels, height, width], without the prompts of which no image shows the concept.
+
+    Raises:
+        UserError: no image of any prompt shows it.
     """
     from PIL import Image
 
     settings = dataclasses.replace(settings, seed=settings.seed + REFERENCE_SEEDS, images_per_prompt=REFERENCES)
     paths = draw(pipeline, [Prompt(prompt) for prompt in prompts], folder, settings, stamp=stamp, progress=progress)
     latents: dict[str, torch.Tensor] = {}
-    for number, (path, is_shown) in enumerate(zip(paths, shows(detector, labels, paths), strict=True)):
+    found, flat = shows(detector, labels, paths)
+    for number, (path, is_shown, is_flat) in enumerate(zip(paths, found, flat, strict=True)):
         prompt = prompts[number // REFERENCES]
-        if is_shown and prompt not in latents:
+        if is_shown and not is_flat and prompt not in latents:
             with Image.open(path) as image:
                 latents[prompt] = encode_images(pipeline, [image.convert("RGB")])
+    if prompts and all(flat):
+        raise UserError(f"Every image that the original draws is a single colour{OVERFLOWED}.")
+    if not latents:
+        names = " or ".join(sorted(labels))
+        raise UserError(
+            f"No image that the original draws of these prompts shows {names}: pass --prompts that name what it draws."
+        )
     return latents
 
 
@@ -117,8 +130,8 @@ def measure(
         progress: told of each step and image.
 
     Returns:
-        One row a prompt: ``prompt``, ``prefix``, ``random_prefix``, ``loss``, ``loss_before``, ``seconds`` of its search, and
-        ``found``: arm -> one bool an image.
+        One row a prompt: ``prompt``, ``prefix``, ``random_prefix``, ``loss``, ``loss_before``, ``seconds`` of its search,
+        ``found``: arm -> one bool an image, and ``flat``: arm -> whether each image is of a single colour.
     """
     settings = dataclasses.replace(settings, images_per_prompt=attack.images_per_prompt)
     searched = (attack.tokens, attack.steps, attack.candidates)
@@ -140,20 +153,24 @@ def measure(
     words = random_prefixes(pipeline, prompts, attack.tokens, settings.seed)
     prefixes = {"none": [""] * len(prompts), "random": words, "search": [row["prefix"] for row in chosen]}
     for row, random_prefix in zip(chosen, words, strict=True):
-        row |= {"random_prefix": random_prefix, "found": {}}
+        row |= {"random_prefix": random_prefix, "found": {}, "flat": {}}
     for arm in arms:
         texts = [Prompt(f"{prefix} {prompt}".strip()) for prefix, prompt in zip(prefixes[arm], prompts, strict=True)]
         paths = draw(pipeline, texts, folder / arm, settings, stamp=stamp, progress=progress)
-        seen = shows(detector, labels, paths)
+        seen, flat = shows(detector, labels, paths)
         for number, row in enumerate(chosen):
-            row["found"][arm] = seen[number * attack.images_per_prompt : (number + 1) * attack.images_per_prompt]
+            own = slice(number * attack.images_per_prompt, (number + 1) * attack.images_per_prompt)
+            row["found"][arm], row["flat"][arm] = seen[own], flat[own]
     write_jsonl_atomic(file, chosen)
     return chosen
 
 
+UNSEALED = ("random_prefix", "found", "flat", "seal")  # what is done anew each time, from the images
+
+
 def _seal(row: dict[str, Any]) -> str:
     """A digest of what a search found, by which a row that somebody edited is told from it."""
-    return fingerprint({key: value for key, value in row.items() if key not in ("random_prefix", "found", "seal")})
+    return fingerprint({key: value for key, value in row.items() if key not in UNSEALED})
 
 
 def _is_sealed(row: dict[str, Any]) -> bool:
@@ -161,14 +178,23 @@ def _is_sealed(row: dict[str, Any]) -> bool:
 
 
 def shares(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Arm -> the share of ``images`` with the concept and of ``prompts`` with at least one such image (each a `share`)."""
+    """Arm -> the share of ``images`` with the concept and of ``prompts`` with at least one such image (each a `share`).
+
+    Images of a single colour, in which nothing can be found, do not count, nor do the prompts that have no other.
+    """
+    told = {arm: [_told(row, arm) for row in rows] for arm in rows[0]["found"]}
     return {
         arm: {
-            "images": share([shown for row in rows for shown in row["found"][arm]]),
-            "prompts": share([any(row["found"][arm]) for row in rows]),
+            "images": share([shown for found in each for shown in found]),
+            "prompts": share([any(found) for found in each if found]),
         }
-        for arm in rows[0]["found"]
+        for arm, each in told.items()
     }
+
+
+def _told(row: dict[str, Any], arm: str) -> list[bool]:
+    """Whether the concept is found in each image of a prompt that is not of a single colour."""
+    return [shown for shown, flat in zip(row["found"][arm], row["flat"][arm], strict=True) if not flat]
 
 
 def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> dict[str, Any]:
@@ -211,6 +237,8 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     if len(listed) < len(given):
         notes.append(f"{len(given) - len(listed)} of {len(given)} prompts occur more than once: each is attacked once.")
     named = [prompt for prompt in listed if any(concept.find(prompt) for concept in concepts)]
+    if not named:
+        raise UserError(f"None of the prompts names {', '.join(concept.name for concept in concepts)}: pass --prompts that do.")
     detector = detector_of(config, run)
     labels = frozenset(label for concept in concepts for label in concept.labels) & detector.labels
     names = ", ".join(concept.name for concept in concepts)
@@ -235,11 +263,10 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     read["attack prompts"] = chain.prompts(files)
     run.reopen("attack")
     shown = references(original, named, run.attacks / "original", settings, detector, labels, stamp=known, progress=progress)
-    if not shown:
-        raise UserError(f"No image that the original draws of these prompts shows {names}: pass --prompts that name it.")
     latents = torch.stack(list(shown.values()))
     used = {name: getattr(config.attack, name) for name in ("tokens", "steps", "candidates", "images_per_prompt")}
-    result: dict[str, Any] = {"concepts": names, "anchors": anchors, "prompts": len(shown), **used}
+    counts = {"prompts": len(shown), "named": len(named), "left_out": len(listed) - len(shown)}
+    result: dict[str, Any] = {"concepts": names, "anchors": anchors, **counts, **used, "flat": {}}
     for name, pipeline, prompts, folder, stamp in (
         ("erased", erased, list(shown), run.attacks, erased_stamp),
         ("control", original, [anchored(prompt, concepts, anchors) for prompt in shown], run.attacks / "control", known),
@@ -248,17 +275,14 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
             pipeline, prompts, latents, folder, config.attack, settings, detector, labels,
             stamp=stamp, shown=fingerprint(known, named, decided), progress=progress,
         )  # fmt: skip
+        result["flat"][name] = sum(sum(flat) for row in rows for flat in row["flat"].values())
         result[name] = shares(rows)
+        for arm, each in result[name].items():
+            if not each["images"]["n"]:
+                raise UserError(f"Every image of {ENCODERS[name]} with {ARMS[arm]} is a single colour{OVERFLOWED}.")
         result["seconds"] = max(row["seconds"] for row in rows)
     result["detector"] = detector.card
-    result["prompt_files"], result["warnings"] = read_files, notes
-    if len(shown) < len(listed):
-        left_out = len(listed) - len(shown)
-        result["warnings"].append(
-            f"{left_out} of {len(listed)} prompts were left out: they do not name {names}, or no image of the original shows it."
-        )
-    if result["control"]["search"]["prompts"]["rate"] < 0.5:
-        result["warnings"].append("The control was mostly not broken: the search is too weak to say anything; pass more --steps.")
+    result["prompt_files"], result["warnings"] = read_files, doubts_of_attack(result) + notes
     write_json_atomic(run.report / "attack.json", result)
     write_text_atomic(run.report / "attack.md", render(result))
     return run.complete("attack", inputs, {**result, "from": read, "made": links.makes("attack")})
@@ -278,11 +302,11 @@ def render(result: dict[str, Any]) -> str:
     lines = [
         f"# Words before the prompt that bring {markdown.text(result['concepts'])} back",
         "",
+        *(f"> {markdown.sentence(warning)}\n" for warning in result["warnings"]),
         *markdown.table(["Encoder", "Prompt", "Images with it", "Prompts with one or more"], table),
         "",
         f"{result['prompts']} prompts, {result['images_per_prompt']} images each; {result['tokens']} words, {result['steps']} steps of "
         f"{result['candidates']} candidates, {result['seconds']:.1f} s a prompt; detector {markdown.text(result['detector']['name'])}. Intervals: "
         "Wilson, 95 %.",
-        *(f"\n> {markdown.sentence(warning)}" for warning in result["warnings"]),
     ]
     return "\n".join(lines) + "\n"

@@ -205,6 +205,60 @@ def _doubts_of(row: Mapping[str, Any], evaluation: Evaluation) -> list[str]:
     return found
 
 
+ENCODERS = {"erased": "the erased encoder", "control": "the original (the control)"}
+
+
+def doubts_of_attack(result: Mapping[str, Any]) -> list[str]:
+    """What stands against believing the shares of a search for words, one sentence each, before any share is shown.
+
+    Args:
+        result: as `attacks.stage.attack` counts it.
+    """
+    name, prompts, named = result["concepts"], result["prompts"], result["named"]
+    found = [
+        f"{count} of the images of {ENCODERS[side]} are a single colour, in which nothing can be found (the model overflowed: try "
+        "`sd-erase attack --device cpu`); they are left out of the figures."
+        for side, count in result["flat"].items()
+        if count
+    ]
+    if prompts < FEW_IMAGES:
+        found.append(
+            f"Only {prompts} {'prompt was' if prompts == 1 else 'prompts were'} attacked: too few for a verdict (pass more with --prompts)."
+        )
+    if prompts < WEAK_TEST * named:
+        found.append(
+            f"The original model shows {name} for only {prompts} of the {named} prompts that ask for it, so the others could not be "
+            "attacked and these say little: pass prompts that the original draws."
+        )
+    found += _doubts_of_search(result)
+    if result["left_out"]:
+        found.append(
+            f"{result['left_out']} of {prompts + result['left_out']} prompts were left out: they do not name {name}, or no image of "
+            "the original shows it."
+        )
+    return found
+
+
+def _doubts_of_search(result: Mapping[str, Any]) -> list[str]:
+    """The doubts about what the shares of the arms can tell."""
+    name, erased, control = result["concepts"], result["erased"], result["control"]
+    alone, broken = erased["none"]["images"], control["search"]["prompts"]["rate"]
+    found = []
+    if alone["low"] > GONE_RATE:
+        found.append(
+            f"Without any words before the prompt, {name} is found in {percent(alone['rate'])} of the erased encoder's images: it is not "
+            "gone, so what the words bring back says little."
+        )
+    if control["none"]["prompts"]["rate"] >= WEAK_TEST:
+        found.append(
+            f"The control shows {name} in {percent(control['none']['prompts']['rate'])} of its prompts before any words are added: it "
+            "cannot tell whether the search succeeds."
+        )
+    elif broken < WEAK_TEST:
+        found.append("The control was mostly not broken: the search is too weak to say anything; pass more --steps.")
+    return found
+
+
 def target_rows(evaluation: Evaluation) -> list[Mapping[str, Any]]:
     """One row an erased concept: over the images whose prompt names it, where the others are told apart."""
     rows = evaluation.get("rows", ())
