@@ -86,7 +86,7 @@ FLAGS: dict[str, Flag] = {
     "concepts": Flag("Concept to erase, such as bicycle; repeatable.", name="--concept", metavar="NAME"),
     "concept_file": Flag("YAML card of a concept of your own (words, synonyms, senses to spare).", metavar="FILE"),
     "kind": Flag("What the concept is, where no card says so."),
-    "exact": Flag("Erase the names as they are written, even where one is near a card's."),
+    "exact": Flag("Erase the names as they are written, even where one is near a card's name or stands on a card."),
     "anchor": Flag("Phrase that takes the concept's place; '' removes the phrase. By default the card's.", metavar="PHRASE"),
     "base": Flag(f"Model to erase from: {', '.join(BASES)}, a diffusers folder, a .safetensors file or a hub id."),
     "seed": Flag("Seed of everything random."),

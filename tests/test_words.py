@@ -17,7 +17,7 @@ from sd_erase.bases import resolve
 from sd_erase.captions import open_dataset
 from sd_erase.cli import main
 from sd_erase.concepts import Concept, Matcher, all_cards, concept_named, inflections, label_form, load_concepts, packaged_card
-from sd_erase.concepts.near import meant, slips
+from sd_erase.concepts.near import cards_listing, meant, slips
 from sd_erase.concepts.phrases import MAX_ENTRIES, MAX_PHRASE
 from sd_erase.concepts.spared import choices_of, parts_of, pieces
 from sd_erase.config import HarvestConfig, RunConfig
@@ -292,13 +292,54 @@ def test_what_is_no_name_is_refused_at_once(settings: dict[str, object], message
 @pytest.mark.parametrize(
     ("name", "word"),
     [("bycicle", "bicycle"), ("Bicylce", "bicycle"), ("bycicles", "bicycles"), ("elefant", "elephant"), ("umbrela", "umbrella"),
-     ("aple", "apple"), ("tedy bear", "teddy bear"), ("van_gohg", "van gogh"), ("ibcycle", "bicycle")],
+     ("aple", "apple"), ("tedy bear", "teddy bear"), ("van_gohg", "van gogh"), ("ibcycle", "bicycle"), ("a bicycle", "bicycle"),
+     ("the apples", "apples"), ("vincent van goh", "van gogh"), ("duffle bag", "suitcase")],
 )  # fmt: skip
 def test_a_slip_of_the_pen_is_asked_about(name: str, word: str) -> None:
     with pytest.raises(UserError, match=f"did you mean {word}\\?.*--exact"):
         load_concepts(RunConfig(concepts=(name,)))
     (kept,) = load_concepts(RunConfig(concepts=(name,), exact=True))
     assert kept.name == name.lower().replace("_", " ")
+
+
+@pytest.mark.parametrize(
+    ("name", "cards"),
+    [("bike", "bicycle"), ("Bikes", "bicycle"), ("sofa", "couch"), ("brocolli", "broccoli"), ("vincent_van_gogh", "'van gogh'"),
+     ("a panda", "bear"), ("sofa bed", "bed or pass --concept couch"), ("boy", "person")],
+)  # fmt: skip
+def test_a_further_word_of_a_card_is_asked_about(name: str, cards: str) -> None:
+    """It has no label of its own, so that nothing would be measured; and "panda" is not every bear, so that the card is not taken."""
+    with pytest.raises(UserError, match=f"one of several words on the card.*: pass --concept {cards} to erase all .*--exact"):
+        load_concepts(RunConfig(concepts=(name,)))
+    (kept,) = load_concepts(RunConfig(concepts=(name,), exact=True))
+    assert kept.name == name.lower().replace("_", " ") and not kept.labels
+
+
+def test_what_a_card_spares_or_another_kind_of_card_lists_is_not_asked_about() -> None:
+    for name, kind in (("glasses", "object"), ("robin", "person"), ("water cycle", "object"), ("man", "object")):
+        assert cards_listing(name, kind) == []
+        load_concepts(RunConfig(concepts=(name,), kind=kind))
+
+
+def test_a_further_word_of_ones_own_card_is_asked_about(write: Callable[..., list[Concept]]) -> None:
+    with pytest.raises(UserError, match="--concept 'glim glam'"):
+        write("name: glim glam\nsynonyms: [zorp]\nlabels: [zorpy]", concepts=("zorps",))
+    with pytest.raises(UserError, match="--concept 'glim glam'"):
+        write("name: glim glam\nsynonyms: [zorp]\nlabels: [zorpy]", concepts=("zorpy",))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"), [("bycicle", "did you mean bicycle\\? Write bicycle there"), ("sofa", "write couch there")]
+)
+def test_a_list_of_names_is_asked_about_too(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text(f"elephant\n{line}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"names.txt: concept .*{message}.*--exact"):
+        load_concepts(RunConfig(concept_file=str(path)))
+    assert [concept.name for concept in load_concepts(RunConfig(concept_file=str(path), exact=True))] == ["elephant", line]
+    path.write_text(f"{line}, zorp\n", encoding="utf-8")  # with further names it is a card of one's own
+    if line == "sofa":
+        assert load_concepts(RunConfig(concept_file=str(path)))[0].phrases[:2] == ("sofa", "sofas")
 
 
 def test_a_word_of_ones_own_card_may_be_misspelt_too(write: Callable[..., list[Concept]]) -> None:

@@ -23,7 +23,7 @@ from sd_erase.concepts.cards import (
 )
 from sd_erase.concepts.inflection import inflections, numbers
 from sd_erase.concepts.matching import Concept, Matcher
-from sd_erase.concepts.near import meant
+from sd_erase.concepts.near import cards_listing, meant
 from sd_erase.concepts.phrases import MAX_ENTRIES, MAX_PHRASE, phrase_of, shown, split_list
 from sd_erase.concepts.spared import Spared
 from sd_erase.concepts.text import bounded, folded, literal
@@ -50,7 +50,7 @@ def load_concepts(config: RunConfig) -> list[Concept]:
     """
     if config.kind not in KINDS:
         raise unknown_choice("Setting kind", config.kind, KINDS)
-    own = read_concept_file(Path(config.concept_file).expanduser(), config.kind) if config.concept_file else {}
+    own = read_concept_file(Path(config.concept_file).expanduser(), config.kind, config.exact) if config.concept_file else {}
     asked = list(dict.fromkeys(name for text in config.concepts for name in names_in(text))) or list(own)
     if not asked:
         raise UserError("No concept to erase: pass --concept bicycle, or --concept-file with a card.")
@@ -102,16 +102,47 @@ def _own_concept(name: str, own: dict[str, Concept]) -> Concept | None:
 
 
 def _concept_named(name: str, config: RunConfig, own: dict[str, Concept]) -> Concept:
-    word = None if config.exact else meant(name, config.kind, own.values())
-    if word is not None:
-        raise UserError(
-            f"Concept {name!r} is near {word!r}, which has a card: did you mean {word}? Pass --concept {shown(word) if ' ' in word else word}, or "
-            "--exact to erase what you wrote."
-        )
+    if not config.exact:
+        _ask_about(name, config.kind, own.values())
     return concept_named(name, config.kind)
 
 
-def read_concept_file(path: Path, kind: str) -> dict[str, Concept]:
+def _ask_about(name: str, kind: str, own: Collection[Concept] = (), where: str = "") -> None:
+    """Refuse a name whose card was probably meant: a slip of the pen, or a word that stands on a card under another name.
+
+    Args:
+        where: the file that names it, as the beginning of a sentence; "" for --concept.
+
+    Raises:
+        UserError: which card, and how to have it or the word alone.
+    """
+
+    def instead(word: str) -> str:
+        return f"write {word} there" if where else f"pass --concept {shown(word) if ' ' in word else word}"
+
+    what = f"{where}: concept" if where else "Concept"
+    word = meant(name, kind, own)
+    if word is not None:
+        listing = cards_listing(word, kind, own)
+        card, stands = (listing[0].name, f"which is on the card {listing[0].name!r}") if listing else (word, "which has a card")
+        raise UserError(
+            f"{what} {name!r} is near {word!r}, {stands}: did you mean {card}? {_sentence(instead(card))}, or --exact to erase what you wrote."
+        )
+    if cards := cards_listing(name, kind, own):
+        names = " and ".join(repr(card.name) for card in cards)
+        ways = " or ".join(map(instead, (card.name for card in cards)))
+        unseen = ", for which no detector's label is known then" if any(card.labels for card in cards) else ""
+        raise UserError(
+            f"{what} {name!r} is one of several words on the card{'s' if len(cards) > 1 else ''} {names}: {ways} to erase all that the card "
+            f"names, or --exact to erase this word alone{unseen}."
+        )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def read_concept_file(path: Path, kind: str, exact: bool = True) -> dict[str, Concept]:
     """The user's own concepts by name: of a card, a list of cards or names, or a text file with a name a line.
 
     In a text file, what stands behind a comma are further names of the same: ``Claude Monet, Monet``.
@@ -119,9 +150,10 @@ def read_concept_file(path: Path, kind: str) -> dict[str, Concept]:
     Args:
         path: of the file.
         kind: of what names none.
+        exact: take the names of a list as they are, even where one is near a card's.
 
     Raises:
-        UserError: no such file, not readable, malformed, or two concepts of one name.
+        UserError: no such file, not readable, malformed, two concepts of one name, or a name that is to be asked about.
     """
     if not path.is_file():
         raise UserError(
@@ -140,7 +172,7 @@ def read_concept_file(path: Path, kind: str) -> dict[str, Concept]:
     own: dict[str, Concept] = {}
     for card in cards:
         concept = (
-            _listed(card, kind, where)
+            _listed(card, kind, where, exact)
             if isinstance(card, str) and isinstance(values, list)
             else own_card(_of_kind(card, kind), where)
         )
@@ -170,11 +202,13 @@ def _named_lines(path: Path) -> list[str]:
     return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def _listed(line: str, kind: str, where: str) -> Concept:
+def _listed(line: str, kind: str, where: str, exact: bool) -> Concept:
     """The concept of one line of a list: its name, and behind commas further names of it."""
     name, *others = split_list(line) or [line]
     card = packaged_card(name)
     if card is None:
+        if not exact and not others:  # whoever writes further names writes a card of their own
+            _ask_about(normal_name(phrase_of(name, f"{where}: name")), kind, where=where)
         return own_card({"name": name, "kind": kind, "synonyms": others}, where)
     more = from_card({"name": name, "kind": card.kind, "synonyms": others}, where).synonyms
     return dataclasses.replace(

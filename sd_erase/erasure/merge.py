@@ -53,7 +53,8 @@ def merged_config(runs: Sequence[RunDir]) -> RunConfig:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"Concept {twice[0]!r} is erased by more than one of the runs: pass each concept once.")
-    return override(first, {"concepts": tuple(names), "concept_file": ""})
+    exact = any(config.exact for config in configs)  # names that were asked about once are not asked about again
+    return override(first, {"concepts": tuple(names), "concept_file": "", "exact": exact})
 
 
 def place(runs: Sequence[RunDir], config: RunConfig, path: Path | None, root: Path) -> tuple[RunDir, dict[str, Any]]:
