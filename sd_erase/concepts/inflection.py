@@ -63,7 +63,7 @@ def known_numbers() -> dict[str, list[str]]:
     """Phrase -> [singular, plural] for the cards that ship: importing inflect alone takes seconds."""
     import json
 
-    return json.loads(NUMBERS_FILE.read_text(encoding="utf-8")) if NUMBERS_FILE.is_file() else {}
+    return json.loads(NUMBERS_FILE.read_text(encoding="utf-8"))
 
 
 @functools.cache

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from sd_erase import jsonfile
 from sd_erase.concepts.cards import (
-    KINDS,
     TEMPLATES,
     anchor_of,
     check_layout,
@@ -27,7 +26,7 @@ from sd_erase.concepts.near import cards_listing, meant
 from sd_erase.concepts.phrases import MAX_ENTRIES, MAX_PHRASE, phrase_of, shown, split_list
 from sd_erase.concepts.spared import Spared
 from sd_erase.concepts.text import bounded, folded, literal
-from sd_erase.errors import UserError, unknown_choice
+from sd_erase.errors import UserError
 
 if TYPE_CHECKING:
     from sd_erase.config import RunConfig
@@ -48,8 +47,6 @@ def load_concepts(config: RunConfig) -> list[Concept]:
         UserError: no concept; a malformed file; a name that is probably misspelt (unless `config.exact`); a concept all of whose
             words another one spares; an anchor that names what is to be erased.
     """
-    if config.kind not in KINDS:
-        raise unknown_choice("Setting kind", config.kind, KINDS)
     own = read_concept_file(Path(config.concept_file).expanduser(), config.kind, config.exact) if config.concept_file else {}
     asked = list(dict.fromkeys(name for text in config.concepts for name in names_in(text))) or list(own)
     if not asked:
