@@ -12,6 +12,7 @@ import pytest
 from sd_erase.concepts import (
     KINDS,
     Concept,
+    Matcher,
     all_cards,
     cards,
     common_nouns,
@@ -29,6 +30,7 @@ from sd_erase.concepts.near import meant
 from sd_erase.concepts.phrases import MAX_ENTRIES, entries_of, phrase_of
 from sd_erase.concepts.selection import MAX_FILE, names_in, read_concept_file
 from sd_erase.concepts.spared import CHOICES, check_entry, compile_spared, counted_part
+from sd_erase.concepts.text import fold, keys, plain
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.rundir import RunDir
@@ -437,3 +439,134 @@ def test_the_words_that_a_caption_must_hold_for_a_spared_entry(entry: str, neede
 def test_of_two_choices_the_longer_is_read_first() -> None:
     (match,) = compile_spared("apple {tree|tree house}").pattern.finditer("an apple tree house")
     assert match.group() == "apple tree house"
+
+
+# --- where they are found -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("phrase", "words"),
+    [
+        ("bicycle", {"bicycle"}),
+        ("a red bicycle", {"bicycle"}),  # the longest, which is the rarest
+        ("Hot Dog", {"hot"}),
+        ("t v", {"t", "tv"}),  # initials may be written as one
+        ("o'keeffe art", {"keeffe", "okeeffe"}),
+        ("747", {"747"}),
+        ("\u81ea\u884c\u8f66", set()),  # no spaces between words: any piece of a caption may hold it
+        ("caf\u00e9", {"cafe"}),
+        ("!", set()),
+    ],
+)
+def test_the_words_by_which_a_caption_is_looked_up(phrase: str, words: set[str]) -> None:
+    assert keys(phrase) == words
+
+
+def test_a_concept_is_looked_up_by_words_wherever_that_can_be_told() -> None:
+    assert Concept("x", words=("hot dog", "glass")).triggers == {"hot", "hotdog", "glass"}
+    assert Concept("x", words=("dog", "\u81ea\u884c\u8f66")).triggers == frozenset()
+    assert all(card.triggers for card in all_cards().values())
+
+
+def test_a_spared_use_is_one_in_a_script_without_spaces() -> None:
+    bicycle = Concept("x", words=("\u81ea\u884c\u8f66",), spared=("\u81ea\u884c\u8f66\u5e97", "\u81ea\u884c\u8f66 + {\u5e97}"))
+    caption = "\u4e00\u5bb6\u81ea\u884c\u8f66\u5e97"  # a bicycle shop
+    matches, spared = bicycle.scan(caption)
+    assert matches == [] and [(use.start, use.end) for use in spared] == [(2, 6)]
+    ((concept, found, uses),) = Matcher([bicycle]).scan(caption)
+    assert (concept, found, uses) == (bicycle, matches, spared)
+    assert [use.text for use in bicycle.find("\u81ea\u884c\u8f66")] == ["\u81ea\u884c\u8f66"]
+
+
+@pytest.mark.parametrize(
+    ("words", "caption", "expected"),
+    [
+        (("dr. seuss",), "Dr Seuss, dr. seuss", ["Dr Seuss", "dr. seuss"]),
+        (("sammy davis jr",), "Sammy Davis Jr. sings", ["Sammy Davis Jr"]),  # the stop is the sentence's
+        (("sammy davis jr.",), "Sammy Davis Jr. sings, sammy davis jr", ["Sammy Davis Jr.", "sammy davis jr"]),
+        (("t.v.",), "a T.V., a tv, a T. V.", ["T.V.", "tv", "T. V."]),
+        (("bi\u200bke",), "a bike", ["bike"]),
+        (("zorp",), "azorp zorpa zorpz zorp", ["zorp"]),
+        (("b2 bomber",), "a B2 bomber, a b22 bomber", ["B2 bomber"]),
+        (("2 b",), "12 b, 2 b", ["2 b"]),
+        (("boeing 747",), "a boeing 7475, a boeing 747", ["boeing 747"]),
+        (("hot dog",), "hotdog, hot-dogs, hot_dog, ahotdog", ["hotdog", "hot_dog"]),
+        (("a b c",), "abc, a b c", ["a b c"]),  # only two words are written as one
+        (("zorp (toy)",), r"zorp \(toy\), zorp (toy)", [r"zorp \(toy\)", "zorp (toy)"]),
+        (("\u81ea\u884c\u8f66 bike",), "\u81ea\u884c\u8f66 bikes, \u81ea\u884c\u8f66 bike", ["\u81ea\u884c\u8f66 bike"]),
+        (("bike \u81ea",), "abike \u81ea, bike \u81ea\u884c", ["bike \u81ea"]),
+        (("\uc790\uc804\uac70",), "\uc0c8\uc790\uc804\uac70 \uc790\uc804\uac70\ub97c", ["\uc790\uc804\uac70"]),  # no end of another word
+        (("\u00e5ngstr\u00f6m",), "Angstrom, \u00c5NGSTR\u00d6M, a\u030angstr\u00f6m", ["Angstrom", "\u00c5NGSTR\u00d6M", "a\u030angstr\u00f6m"]),
+        (("zo\u00eb",), "Zoe\u0308, zoe", ["Zoe\u0308", "zoe"]),
+        (("dog",), "dog\u200bdog", ["dog", "dog"]),
+    ],
+)  # fmt: skip
+def test_a_phrase_is_found_with_these_characters(words: tuple[str, ...], caption: str, expected: list[str]) -> None:
+    assert [match.text for match in Concept("x", words=words).find(caption)] == expected
+
+
+def test_why_a_use_is_one() -> None:
+    hot_dog = Concept(
+        "hot dog", words=("hot dog",), synonyms=("frank",), spared=("hot dog stand", "frank + {sinatra}", "frank *")
+    )
+    assert [match.reason for match in hot_dog.find("hot_dog, a Hot-Dog and a frank")] == [
+        "word: hot dog",
+        "word: hot-dog",
+        "synonym: frank",
+    ]
+    matches, spared = hot_dog.scan("Frank of the Sinatras, a hot_dog_stand, frank Sinatra")
+    assert matches == []
+    assert [(use.text, use.reason) for use in spared] == [
+        ("Frank", "spared sense: frank + sinatra"),
+        ("hot_dog_stand", "spared sense: hot dog stand"),
+        ("frank", "spared sense: frank + sinatra"),
+    ]
+
+
+def test_a_spared_phrase_with_an_open_end_yields_to_the_concepts_own() -> None:
+    orange = Concept("x", words=("orange", "orange juice"), spared=("orange *", "orange juice stand"))
+    assert [match.text for match in orange.find("orange juice, orange shirt")] == ["orange juice"]
+    assert [use.text for use in orange.scan("orange juice, orange shirt")[1]] == ["orange shirt"]
+    assert orange.find("an orange juice stand") == []
+
+
+def test_a_matcher_names_its_concepts_in_their_order() -> None:
+    cat, dog, silent = (
+        Concept("cat", words=("cat",)),
+        Concept("dog", words=("dog",), spared=("dog house",)),
+        Concept("x", words=("zorp",)),
+    )
+    found = [
+        (concept.name, len(matches), len(spared))
+        for concept, matches, spared in Matcher([cat, silent, dog]).scan("dog house, dog, cat")
+    ]
+    assert found == [("cat", 1, 0), ("dog", 1, 1)]
+
+
+def test_a_folded_text_knows_the_characters_behind_it() -> None:
+    (text,) = fold("CAFE\u0301 \ufb01re")
+    assert text.text == "cafe fire" and text.span(0, 4) == (0, 5) and text.span(5, 9) == (6, 9)
+    assert text.cuts(0, 6) and text.cuts(6, 9) and not text.cuts(0, 4) and not text.cuts(5, 9)
+    assert text.pieces == {"cafe", "fire"}
+    assert [reading.text for reading in fold("hot\u200bdog")] == ["hotdog", "hot dog"]
+    (plain_text,) = fold("A B2")
+    assert (plain_text.text, plain_text.span(2, 4), plain_text.pieces) == ("a b2", (2, 4), {"a", "b", "2"})
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("  a_b  c ", "a b c"),
+        ("\u2018x\u2019 \u2014 y", "'x' - y"),
+        (r"zorp_\(toy\)", "zorp (toy)"),
+        (r"a\\[b\]", "a[b]"),
+        ("bi\u00adke", "bike"),
+        ("\u0304x", "x"),
+        ("x \u0304y", "x y"),
+        ("e\u0301", "\u00e9"),
+        ("\uff22\uff49\uff4b\uff45", "Bike"),
+        (r"a\b", r"a\b"),
+    ],
+)
+def test_a_phrase_is_kept_in_one_spelling(written: str, kept: str) -> None:
+    assert plain(written) == kept
