@@ -455,7 +455,9 @@ def test_a_process_is_told_by_its_start_and_not_by_its_number_alone(tmp_path: Pa
 
 
 STAND_IN = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores them, and so would we
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from sd_erase import stages
 from sd_erase.cli import main
 def harvest(config, run, progress):
