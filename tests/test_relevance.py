@@ -74,11 +74,11 @@ def test_a_map_is_not_negative_and_leaves_the_model_as_it_was(towers: Towers) ->
     assert not any(parameter.requires_grad for parameter in towers.frozen_clip.parameters())
 
 
-def test_the_first_layers_relevance_by_hand() -> None:
-    """One layer: the class token's row of the identity plus the rectified, averaged gradient times attention."""
+def test_the_relevance_of_two_layers_by_hand() -> None:
+    """The class token's row of (1 + A2) (1 + A1), A the rectified, averaged gradient times attention, in each image for itself."""
     from transformers import CLIPConfig, CLIPModel
 
-    tower = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 8}
+    tower = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 8}
     torch.manual_seed(0)
     clip = CLIPModel(
         CLIPConfig(
@@ -86,16 +86,25 @@ def test_the_first_layers_relevance_by_hand() -> None:
         )
     ).eval()
     clip.requires_grad_(False)
-    pixels, text = torch.randn(1, 3, 8, 8), torch.nn.functional.normalize(torch.randn(1, 8), dim=-1)
-    found = relevance(clip, pixels, text)
-    layer = clip.vision_model.encoder.layers[0].self_attn
+    pixels, texts = torch.randn(2, 3, 8, 8), torch.nn.functional.normalize(torch.randn(2, 8), dim=-1)
+    found = relevance(clip, pixels, texts)
+    assert found.shape == (2, 2, 2)
     clip.vision_model.set_attn_implementation("eager")
-    kept: list[torch.Tensor] = []
-    layer.register_forward_hook(lambda module, inputs, output: kept.append(output[1]))
-    similarity = clip.logit_scale.exp() * (image_embeddings(clip, pixels.requires_grad_()) * text).sum()
-    (gradient,) = torch.autograd.grad(similarity, kept)
-    by_hand = (gradient * kept[0]).clamp(min=0)[0].mean(0)[0, 1:].reshape(2, 2)
-    torch.testing.assert_close(found[0], by_hand.detach())
+    for image, text, values in zip(pixels, texts, found, strict=True):
+        kept: list[torch.Tensor] = []
+        hooks = [
+            layer.self_attn.register_forward_hook(lambda module, inputs, output, kept=kept: kept.append(output[1]))
+            for layer in clip.vision_model.encoder.layers
+        ]
+        similarity = clip.logit_scale.exp() * (image_embeddings(clip, image[None].requires_grad_()) * text).sum()
+        first, second = (
+            (gradient * attention).clamp(min=0)[0].mean(0)
+            for gradient, attention in zip(torch.autograd.grad(similarity, kept), kept, strict=True)
+        )
+        by_hand = ((torch.eye(5) + second) @ (torch.eye(5) + first))[0, 1:].reshape(2, 2)
+        torch.testing.assert_close(values, by_hand.detach())
+        for hook in hooks:
+            hook.remove()
 
 
 def test_lift_counts_cells_in_part() -> None:

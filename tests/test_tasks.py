@@ -130,3 +130,26 @@ def test_pairs_of_one_caption_are_each_others_partner() -> None:
     assert same.tolist() == [0, 0, 1]
     hits = tasks.pool_retrieval(images, texts, same, 3, torch.Generator().manual_seed(0))
     assert hits.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_last_pool_is_filled_up_to_the_size_of_the_others_and_no_further() -> None:
+    """Of five pairs in pools of two, the fifth is searched beside the first of the order alone."""
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(7)).tolist()
+    queries = torch.eye(5)
+    for nearer, hit in ((order[0], 0.0), (order[1], 1.0), (order[2], 1.0), (order[3], 1.0)):
+        texts = torch.eye(5)
+        texts[nearer, order[4]] = 2  # another pair's text is nearer to the last query than its own
+        hits = tasks.pool_retrieval(queries, texts, torch.arange(5), 2, torch.Generator().manual_seed(7))
+        assert hits[order[4]] == hit
+        assert hits[order[:4]].tolist() == [1.0] * 4  # whose pools are full without it
+
+
+def test_a_retrieval_reads_the_row_of_each_query() -> None:
+    """More queries than candidates, and the other way round: what is taken is a place in the gallery."""
+    images, texts = torch.eye(3)[[0, 1, 2, 0, 1]], torch.eye(3)
+    labels = torch.tensor([0, 1, 2, 2, 1])
+    assert tasks.zero_shot_prediction(images, texts, labels).tolist() == [1, 1, 1, 0, 1]
+    assert tasks.zero_shot_text_retrieval(images, texts, torch.arange(3), labels).tolist() == [1, 1, 1, 0, 1]
+    ranks = tasks.first_ranks(texts, images, torch.tensor([9, 1, 2]), torch.tensor([0, 1, 2, 9, 9]))
+    assert ranks.tolist() == [1, 0, 0]  # the first image of the key 9 stands behind the other that is as near
+    assert tasks.recall_at(ranks, 1).tolist() == [0, 1, 1] and tasks.recall_at(ranks, 2).tolist() == [1, 1, 1]

@@ -46,7 +46,7 @@ def relevance(clip: Any, pixels: torch.Tensor, texts: torch.Tensor) -> torch.Ten
         for handle in handles:
             handle.remove()
     tokens = attentions[0].shape[-1]
-    result = torch.eye(tokens, device=pixels.device).expand(len(pixels), tokens, tokens)
+    result = torch.eye(tokens, device=pixels.device)
     for attention, gradient in zip(attentions, gradients, strict=True):
         result = result + (gradient * attention.detach()).clamp(min=0).mean(1) @ result
     patch = vision.config.patch_size
