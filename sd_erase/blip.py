@@ -69,7 +69,9 @@ def load(source: str) -> tuple[BlipAsClip, Any, Any]:
     folder = folder_of(source)
     with loading(source):
         model = build(lambda: BlipForImageTextRetrieval(BlipConfig.from_pretrained(folder)))
-        tokenizer, processor = AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+        # without the word, transformers asks on the terminal whether to run the code that a folder brings
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     found = stored(weight_files(source, "", "model", f"BLIP {source}"))
     load_strictly(model, found, torch.float32, "BLIP", source, finite=True)
     if tokenizer.eos_token_id is None:  # BERT's tokenizer ends a text with its separator

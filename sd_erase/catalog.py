@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from sd_erase.errors import UserError, unknown_choice
+from sd_erase.errors import UserError, shortened, unknown_choice
 
 METHODS = {
     "sd": "sd_erase.erasure.sd:StableDiffusionErasure",
@@ -76,17 +78,43 @@ EXPERIMENTS = {
 }
 
 
+LONGEST = 200  # characters of a name in a sentence
+_trusted: set[str] | None = None  # None: a Python program names what it imports itself
+
+
+@contextlib.contextmanager
+def only_trusted() -> Iterator[None]:
+    """Import, of code that is not ours, what the command line names (see `trust`): the settings in files may be a stranger's."""
+    global _trusted
+    before, _trusted = _trusted, set()
+    try:
+        yield
+    finally:
+        _trusted = before
+
+
+def trust(names: Iterable[object]) -> None:
+    """Take "module:object" names as the user's own, who typed them."""
+    if _trusted is not None:
+        _trusted.update(map(str, names))
+
+
 def resolve(rows: dict[str, str], name: str, what: str) -> Any:
     """The object behind row `name`, or behind a "module:object" of the user's own.
 
     Raises:
-        UserError: an unknown name, which lists the rows, or a module that cannot be imported.
+        UserError: an unknown name, which lists the rows, a module that cannot be imported, or one that only a file names.
     """
     if name not in rows and ":" not in name:
         raise unknown_choice(what, name, rows)
     module, attribute = rows.get(name, name).split(":", 1)
     if name in rows:
         return getattr(importlib.import_module(module), attribute)
+    if _trusted is not None and name not in _trusted:
+        raise UserError(
+            f"{what} {shortened(name)} is code of its own, which a file of settings names and which nobody asked to run: if you trust it, "
+            f"put --trust-code {name[:LONGEST]} before the command's name (sd-erase --trust-code {name[:LONGEST]} ...)."
+        )
     if os.getcwd() not in sys.path:  # a file in the working folder; an installed `sd-erase` does not look there
         sys.path.append(os.getcwd())
     try:

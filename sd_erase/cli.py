@@ -54,7 +54,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with as_interrupts():
+            with as_interrupts(), catalog.only_trusted():
                 return super().invoke(ctx)
         except click.UsageError as error:
             error.message = one_line(error.message)  # type: ignore[misc]  # final since click 8.3, by annotation alone
@@ -362,7 +362,14 @@ def as_text(renderable: Any) -> str:
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="sd-erase")
-def main() -> None:
+@click.option(
+    "--trust-code",
+    "trusted",
+    multiple=True,
+    metavar="MODULE:CLASS",
+    help="Import this objective, which a run's settings or a recipe name; repeatable. Needless where the command itself names it.",
+)
+def main(trusted: tuple[str, ...]) -> None:
     """Make Stable Diffusion forget a concept by unlearning it from its CLIP text encoder.
 
     \b
@@ -374,6 +381,7 @@ def main() -> None:
       sd-erase export --to comfyui
       sd-erase report
     """
+    catalog.trust(trusted)
 
 
 @main.command()
@@ -683,6 +691,7 @@ def reproduce_command(
     from sd_erase.reproduce.asked import check_experiments
     from sd_erase.reproduce.bench import Bench
 
+    catalog.trust([*objectives, *(value for setting, value in changes if setting == "train.objective")])
     asked = names(experiments)
     for name in asked:
         catalog.resolve(catalog.EXPERIMENTS, name, "Experiment")
@@ -759,6 +768,7 @@ def sweep_command(
 
     axes = [read_axis(text) for text in over]
     tried = [{**dict(changes), **point} for point in points(axes, number or 0, seed)]
+    catalog.trust(point["train.objective"] for point in tried if "train.objective" in point)
     check_sweep(tried, " + ".join(concepts), side, base, datasets, device, seed, [axis.setting for axis in axes])
     bench = Bench(output, base, datasets, device, RichProgress())
     with bench.working():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase import schema, yamlfile
-from sd_erase.catalog import EXPORTS, METHODS, SCHEDULERS
+from sd_erase.catalog import EXPORTS, METHODS, SCHEDULERS, resolve
 from sd_erase.concepts import KINDS
 from sd_erase.errors import UserError
 from sd_erase.schema import Fault, SettingsError, setting
@@ -295,9 +295,11 @@ def unknown(name: str) -> Fault:
 
 
 def check_methods(path: Path, shared: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a recipe one of whose methods, with the settings that all share, cannot be used."""
+    """Refuse a recipe one of whose methods, with the settings that all share, cannot be used, or is code that nobody trusted."""
     for method, settings in methods.items():
         try:
-            override(RunConfig(), {**shared, **settings})
+            objective = override(RunConfig(), {**shared, **settings}).train.objective
+            if objective not in METHODS:
+                resolve(METHODS, objective, f"Recipe {path}, method {method!r}: objective")
         except SettingsError as error:
             raise UserError(f"Recipe {path}, method {method!r}: {error}") from error

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from sd_erase import onefile
 from sd_erase.bases import IMAGE_TEXT, Base
 from sd_erase.errors import UserError
 from sd_erase.progress import NoProgress, Progress
@@ -73,7 +74,9 @@ def of_base(base: Base, progress: Progress | None = None, *, text_only: bool = F
     """
     source = Path(base.source).expanduser()
     if source.is_file():
-        return {"checkpoint": of_files(source.parent, [source], progress)[source.name]}
+        contents = {"checkpoint": of_files(source.parent, [source], progress)[source.name]}
+        beside = "" if text_only else onefile.decided_beside(source)
+        return contents | ({"the .yaml beside it": fingerprint(beside)} if beside else {})
     folder = source if source.is_dir() else _snapshot(base.source)
     if folder is None:
         return None

@@ -292,6 +292,7 @@ def resolve_config(flags: Mapping[str, Any], stored: Path | None = None, default
     from_file = read_config_file(file) if file is not None else {}
     refuse_consent(file or "", from_file.get("evaluate.trust_pickle"))
     given = given_flags(flags)
+    catalog.trust([given["train.objective"]] if "train.objective" in given else [])
     weights = {**(_mapping(from_file, "train.weights")), **_mapping(given, "train.weights")}
     values = {**from_file, **given}
     if "train.weights" in given:

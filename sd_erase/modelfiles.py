@@ -18,6 +18,9 @@ from sd_erase.lora import is_lora
 
 INDEX = "model_index.json"
 STATEMENT = "sd_erase_base"  # what a configuration of the pocket's text encoder has beside transformers' settings: "pocket"
+# the sizes of the pocket's parts, which no other model has: earlier versions exported it without the statement
+POCKET_TEXT = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 512, "projection_dim": 128}
+POCKET_UNET = {"block_out_channels": [64, 128, 128], "cross_attention_dim": 128, "sample_size": 16, "layers_per_block": 1}
 DENOISER, AUTOENCODER = "model.diffusion_model.", "first_stage_model."  # their places in a one-file checkpoint
 TITLES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
 REMEDY = "pass a model of Stable Diffusion 1.x, 2.x or XL"
@@ -132,15 +135,20 @@ def of_folder(folder: Path, name: str) -> Facts:
     lacks = INPAINTING if unet.get("in_channels", 4) == 9 else ""
     if not _class_of(index, "vae"):
         lacks = "has no autoencoder (VAE), so it draws no images: add one to its folder, or only train and export from it"
+    states_pocket = texts[0].get(STATEMENT) == "pocket"
+    is_pocket = states_pocket or (POCKET_TEXT.items() <= texts[0].items() and POCKET_UNET.items() <= unet.items())
     return Facts(
         family,
-        pocket=texts[0].get(STATEMENT) == "pocket",
+        pocket=is_pocket,
         resolution=0 if not _class_of(index, "vae") else _resolution(unet, _config(folder, "vae", name)),
         steps=steps,
         guidance=guidance,
         prediction=str(scheduler.get("prediction_type", "epsilon")),
         lacks=lacks,
         licence=_licence(folder),
+        notes=()
+        if states_pocket or not is_pocket
+        else (f"{name} does not state what it is; by its sizes it is the pocket model.",),
     )
 
 

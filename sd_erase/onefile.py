@@ -115,26 +115,50 @@ def _left_out(header: formats.Header, family: str) -> tuple[str, ...]:
 
 
 def _prediction(header: formats.Header, family: str) -> tuple[str, bool]:
-    """What a checkpoint's denoiser predicts, and whether the file states it."""
+    """What a checkpoint's denoiser predicts, and whether the file, or the one beside it, states it."""
+    stated = _stated_prediction(header, family) or _beside(header)
+    if stated or family != "sd2":
+        return stated or "epsilon", True
+    return ("v_prediction" if _looks_like_velocity(header) else "epsilon"), False
+
+
+def _stated_prediction(header: formats.Header, family: str) -> str:
+    """What the checkpoint itself states; "" where it states nothing."""
     names, metadata = header.tensors, header.metadata
     if "v_pred" in names:
-        return "v_prediction", True
+        return "v_prediction"
     stated = metadata.get("modelspec.prediction_type") or metadata.get("modelspec.predict_key") or ""
     if stated:
-        return ("v_prediction" if stated.lower().startswith("v") else "epsilon"), True
+        return "v_prediction" if stated.lower().startswith("v") else "epsilon"
     # sd-erase wrote there what the family was, whatever its model predicts
     architecture = metadata.get("modelspec.architecture", "") if "sd_erase.version" not in metadata else ""
     if family == "sd2" and architecture.startswith("stable-diffusion-v2-"):
-        return ("v_prediction" if architecture.startswith("stable-diffusion-v2-768-v") else "epsilon"), True
-    beside = header.path.with_suffix(".yaml")  # as A1111 has it
-    if beside.is_file():
-        with beside.open(encoding="utf-8", errors="replace") as stream:
-            text = stream.read(1 << 16)
-        is_v = re.search(r"^\s*parameterization:\s*[\"']?v[\"']?\s*(#.*)?$", text, re.MULTILINE) is not None
-        return ("v_prediction" if is_v else "epsilon"), True
-    if family != "sd2":
-        return "epsilon", True
-    return ("v_prediction" if _looks_like_velocity(header) else "epsilon"), False
+        return "v_prediction" if architecture.startswith("stable-diffusion-v2-768-v") else "epsilon"
+    return ""
+
+
+def _beside(header: formats.Header) -> str:
+    """What the ``.yaml`` beside a checkpoint states, as A1111 has it; "" where there is none."""
+    beside = header.path.with_suffix(".yaml")
+    if not beside.is_file():
+        return ""
+    with beside.open(encoding="utf-8", errors="replace") as stream:
+        text = stream.read(1 << 16)
+    is_v = re.search(r"^\s*parameterization:\s*[\"']?v[\"']?\s*(#.*)?$", text, re.MULTILINE) is not None
+    return "v_prediction" if is_v else "epsilon"
+
+
+def decided_beside(path: Path) -> str:
+    """What a checkpoint's denoiser predicts where only the ``.yaml`` beside it makes it so; "" where the file alone says the same.
+
+    With the checkpoint's own contents this makes the model what it is: the ``.yaml`` may come, change or go later.
+    """
+    header = formats.read_header(path)
+    family = formats.checkpoint_family(header.tensors)
+    if family is None or _stated_prediction(header, family) or not (beside := _beside(header)):
+        return ""
+    alone = "v_prediction" if family == "sd2" and _looks_like_velocity(header) else "epsilon"
+    return beside if beside != alone else ""
 
 
 def _looks_like_velocity(header: formats.Header) -> bool:

@@ -11,7 +11,8 @@ import torch
 from narrow import SMALL
 from safetensors.torch import save_file
 
-from sd_erase import bases, hub, modelfiles
+from sd_erase import bases, digests, hub, modelfiles
+from sd_erase.drawing import base_stamp
 from sd_erase.errors import UserError
 
 ROW = bases.ROWS["sd15"]
@@ -189,6 +190,22 @@ def test_the_pocket_is_known_by_its_statement(tmp_path: Path) -> None:
     assert shipped["text_config"][modelfiles.STATEMENT] == "pocket"
 
 
+def test_the_pocket_without_its_statement_is_known_by_its_sizes(tmp_path: Path) -> None:
+    """As earlier versions exported it: with an SD 1.x encoder's learning rate and detector it would train to nothing."""
+    for path in bases.POCKET_FOLDER.rglob("*.json"):
+        target = tmp_path / "old" / path.relative_to(bases.POCKET_FOLDER)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(path.read_text())
+    text = tmp_path / "old" / "text_encoder" / "config.json"
+    text.write_text(json.dumps({k: v for k, v in json.loads(text.read_text()).items() if k != modelfiles.STATEMENT}))
+    base, row = bases.resolve(str(tmp_path / "old")), bases.ROWS["pocket"]
+    assert base.pocket and (base.detector, base.steps, base.learning_rate_scale) == (row.detector, row.steps, 1.0)
+    assert base.notes == (f"{tmp_path / 'old'} does not state what it is; by its sizes it is the pocket model.",)
+    assert bases.resolve(str(bases.POCKET_FOLDER)).notes == ()
+    text.write_text(json.dumps({**json.loads(text.read_text()), "num_hidden_layers": 5}))
+    assert not bases.resolve(str(tmp_path / "old")).pocket
+
+
 # --- one-file checkpoints ---------------------------------------------------------------------------------------------------
 
 U, CLIP_L, CLIP_H = "model.diffusion_model.", "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
@@ -241,6 +258,31 @@ def test_the_settings_beside_a_checkpoint_are_read(tmp_path: Path) -> None:
     beside.write_text('model:\n  params:\n    parameterization: "eps"\n')
     base = one_file(tmp_path, SD2 | {BIAS: torch.linspace(-1, 1, 320)})
     assert (base.prediction, base.resolution, base.prediction_is_sure) == ("epsilon", 512, True)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "text", "is_another"),
+    [
+        (SD1, {}, 'parameterization: "v"', True),
+        (SD1, {}, "parameterization: eps", False),  # as the file alone is
+        (SD1, {}, "target: ldm.models.diffusion.ddpm.LatentDiffusion", False),
+        (SD1 | MARKS, {}, "parameterization: eps", False),  # the file's own statement wins
+        (SD2, {}, 'parameterization: "v"', True),
+        (SD2 | {BIAS: torch.linspace(-1, 1, 320)}, {}, "parameterization: eps", True),
+        (XL, {"modelspec.prediction_type": "epsilon"}, 'parameterization: "v"', False),
+    ],
+)
+def test_settings_that_come_beside_a_checkpoint_make_another_model_of_it(
+    tensors: dict[str, torch.Tensor], metadata: dict[str, str], text: str, is_another: bool, tmp_path: Path
+) -> None:
+    """Images drawn before and after are of two models although the checkpoint is the same; where nothing changes, they are of one."""
+    before = one_file(tmp_path, tensors, metadata or None)
+    contents, text_only, stamp = digests.of_base(before), digests.of_base(before, text_only=True), base_stamp(before)
+    (tmp_path / "my-xl.yaml").write_text(f"model:\n  params:\n    {text}\n")
+    after = bases.resolve(before.source)
+    assert (after.prediction != before.prediction) == is_another == (base_stamp(after) != stamp)
+    assert digests.difference(contents or {}, digests.of_base(after) or {}) == ("the .yaml beside it" if is_another else "")
+    assert digests.of_base(after, text_only=True) == text_only  # which the encoders do not depend on
 
 
 def test_the_scheduler_of_a_checkpoint_follows_its_marks(tmp_path: Path) -> None:
