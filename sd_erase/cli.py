@@ -33,6 +33,7 @@ STARTING = {
 # the sections that only later commands read
 LATER = {"harvest": tuple(SECTIONS)[1:], "train": tuple(SECTIONS)[2:]}
 SIDES = Rule(choices=("classes", "captions"))
+EXACT = click.option("--exact", is_flag=True, help=FLAGS["exact"].help)
 
 
 class Failure(click.ClickException):
@@ -288,6 +289,14 @@ def say_nothing_was_done(run: RunDir, begins: bool) -> None:
     """Tell that a command found all of its work done and, of one that `begins` a run, how to have another."""
     another = "; for another run pass --new, another --seed or --run FOLDER" if begins else ""
     echo(f"Run {one_line(run)} has finished this with these settings: nothing was done again{another}.", err=True)
+
+
+def say_all_was_there(folder: Path) -> None:
+    """Tell that a table, a figure or a comparison was finished, and how to have it made once more."""
+    echo(
+        f"{one_line(folder)} holds all of this, finished with these settings: nothing was done again; for another pass --output.",
+        err=True,
+    )
 
 
 def warn(result: dict[str, Any]) -> None:
@@ -576,6 +585,8 @@ def merge_command(runs: tuple[Path, ...], run_path: Path | None, output_root: Pa
     run, about = place(parts, config, run_path, output_root)
     with working_on(config, run, about=about), recorded(run, "merge", config):
         result = merge(parts, run, config, RichProgress())
+    if not run.done:
+        say_nothing_was_done(run, begins=False)
     if as_json:
         echo_json({"run": str(run), "output": str(run.encoder), **result})
     else:
@@ -589,8 +600,9 @@ def merge_command(runs: tuple[Path, ...], run_path: Path | None, output_root: Pa
 @main.command("compare")
 @click.argument("recipe")
 @click.option("--output", type=FilePath(), metavar="FOLDER", help="Where it goes; by default outputs/RECIPE.")
+@EXACT
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def compare_command(recipe: str, output: Path | None, as_json: bool) -> None:
+def compare_command(recipe: str, output: Path | None, exact: bool, as_json: bool) -> None:
     """Train, draw and measure several methods, concepts and seeds, into one table.
 
     RECIPE is a YAML file or the name of a bundled one. An interrupted comparison goes on where it was; two processes may work on
@@ -605,7 +617,12 @@ def compare_command(recipe: str, output: Path | None, as_json: bool) -> None:
     from sd_erase.progress import RichProgress
 
     folder = output or Path("outputs") / Path(recipe).stem
-    result = compare(read_recipe(recipe), folder, RichProgress())
+    asked, done = read_recipe(recipe), list[str]()
+    if exact:
+        asked = dataclasses.replace(asked, settings={**asked.settings, "exact": True})
+    result = compare(asked, folder, RichProgress(), done)
+    if not done:
+        say_all_was_there(folder)
     if as_json:
         echo_json({"output": str(folder / "comparison.md"), **result})
     else:
@@ -636,6 +653,7 @@ def bench_options(command: Any) -> Any:
     """What `reproduce` and `sweep` have in common."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+        EXACT,
         click.option(
             "--set", "changes", multiple=True, type=Change(), help="Setting of all methods, such as train.steps=3; repeatable."
         ),
@@ -673,6 +691,7 @@ def reproduce_command(
     datasets: tuple[str, ...],
     device: str,
     changes: tuple[tuple[str, Any], ...],
+    exact: bool,
     as_json: bool,
 ) -> None:
     """Measure the CLIPErase paper's tables and figures, beside the printed figures.
@@ -695,10 +714,12 @@ def reproduce_command(
     asked = names(experiments)
     for name in asked:
         catalog.resolve(catalog.EXPERIMENTS, name, "Experiment")
-    check_experiments(asked, base, datasets, device, dict(changes), objectives, concepts)
-    bench = Bench(output, base, datasets, device, RichProgress())
+    check_experiments(asked, base, datasets, device, dict(changes), objectives, concepts, exact)
+    bench = Bench(output, base, datasets, device, RichProgress(), exact)
     with bench.working():
         results = [reproduce(name, bench, dict(changes), objectives, concepts) for name in asked]
+    if bench.finished == asked:
+        say_all_was_there(output)
     if as_json:
         echo_json({"output": str(output), "experiments": results})
         return
@@ -752,6 +773,7 @@ def sweep_command(
     datasets: tuple[str, ...],
     device: str,
     changes: tuple[tuple[str, Any], ...],
+    exact: bool,
     as_json: bool,
 ) -> None:
     """Search settings, and plot forgetting against retention, both CLIP's own on the validation split.
@@ -769,10 +791,12 @@ def sweep_command(
     axes = [read_axis(text) for text in over]
     tried = [{**dict(changes), **point} for point in points(axes, number or 0, seed)]
     catalog.trust(point["train.objective"] for point in tried if "train.objective" in point)
-    check_sweep(tried, " + ".join(concepts), side, base, datasets, device, seed, [axis.setting for axis in axes])
-    bench = Bench(output, base, datasets, device, RichProgress())
+    check_sweep(tried, " + ".join(concepts), side, base, datasets, device, seed, [axis.setting for axis in axes], exact)
+    bench = Bench(output, base, datasets, device, RichProgress(), exact)
     with bench.working():
         result = sweep(bench, " + ".join(concepts), side, dict(changes), axes, number or 0, seed)
+    if bench.finished:
+        say_all_was_there(output)
     if as_json:
         echo_json({"output": str(output / "sweep.md"), **result})
     else:

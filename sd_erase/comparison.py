@@ -10,138 +10,61 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import re
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sd_erase import bases, chain, digests, markdown, resources, yamlfile
+from sd_erase import bases, chain, digests, markdown, resources
 from sd_erase.attacks import stage as attacks
-from sd_erase.concepts import Concept, load_concepts, read_concepts
-from sd_erase.config import RunConfig, check_methods, from_dict, override, to_dict
+from sd_erase.comparison_recipe import Recipe as Recipe
+from sd_erase.comparison_recipe import check, config_of
+from sd_erase.comparison_recipe import folder_name as _name
+from sd_erase.comparison_recipe import read_recipe as read_recipe
+from sd_erase.concepts import Concept, read_concepts
+from sd_erase.config import RunConfig, to_dict
 from sd_erase.detection import Detector
 from sd_erase.drawing import Settings, base_stamp
 from sd_erase.erasure.sd import anchored
-from sd_erase.errors import UserError, shortened
 from sd_erase.evaluation import decides, detect_files, detector_of
 from sd_erase.folders import Busy, Hold, claim, locked, working_in
 from sd_erase.images import draw, files_of, sheet
 from sd_erase.metrics.rates import wilson
-from sd_erase.probes import Coherence, answers, probes, psnr, unlisted_words
+from sd_erase.probes import Coherence, answers, probes, psnr
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.prompts import Prompt
 from sd_erase.rundir import RunDir, fingerprint, read_json, write_json_atomic, write_text_atomic
 from sd_erase.stages import run_stage, write_config, writing
 
-GROUPS = {"named", "unlisted", "untouched", "senses"}  # of `probes`, that have a number of images of their own
 EARLIER = ("runs/*/*/config.yaml", "scenes/*.token")  # what tells the folder of a version that left no mark
 REDRAWN = "anchor, other seeds"  # the floor of the Fréchet distance: the original on the same captions, from other noise
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What to compare.
-
-    Attributes:
-        concepts: each entry is one erasure: a concept, or several joined by " + ".
-        methods: name of a row -> settings that differ from the defaults, by dotted name (``{"train.objective": "paper"}``).
-        seeds: of training; images are drawn from the same noise for all.
-        images: images a prompt, for each group of prompts (see `probes`); a group with 0 is left out.
-        prompts: of each concept, at most, and as many untouched ones; 0 takes all.
-        attacked: prompts of each concept before which words are searched that bring it back (see `attacks`); 0 for none.
-        settings: what all rows share, by dotted name.
-        title: of the table.
-    """
-
-    concepts: tuple[str, ...]
-    methods: dict[str, dict[str, Any]]
-    seeds: tuple[int, ...] = (0,)
-    images: dict[str, int] = field(default_factory=lambda: {"named": 8, "unlisted": 4, "untouched": 2, "senses": 4})
-    prompts: int = 0
-    attacked: int = 0
-    settings: dict[str, Any] = field(default_factory=dict)
-    title: str = "Erasures compared"
-
-
-def read_recipe(path: str | Path) -> Recipe:
-    """The recipe of a YAML file or of a bundled name.
-
-    Raises:
-        UserError: no such file, not YAML, an unknown key or setting.
-    """
-    path = resources.find("recipes", path)
-    values = yamlfile.read(path, "Recipe")
-    fields = {item.name: item.default for item in dataclasses.fields(Recipe)}
-    if not isinstance(values, dict) or not {"concepts", "methods"} <= values.keys() <= fields.keys():
-        raise UserError(f"Recipe {path} must be a mapping with concepts and methods, and at most {', '.join(sorted(fields))}.")
-    given: dict[str, Any] = {
-        key: [value] if key in ("concepts", "seeds") and isinstance(value, (str, int)) else value for key, value in values.items()
-    }
-    given["methods"] = {name: settings or {} for name, settings in _mapping(path, given, "methods", (dict, type(None))).items()}
-    _mapping(path, given, "images", (int,))
-    _mapping(path, given, "settings", (object,))
-    for key, kind in (("concepts", str), ("seeds", int)):
-        if key in given and not (
-            isinstance(given[key], list) and given[key] and all(isinstance(item, kind) for item in given[key])
-        ):
-            raise UserError(f"Recipe {path}: {key} must be a list, not {given[key]!r}.")
-    for key in ("prompts", "attacked"):
-        if not isinstance(given.get(key, 0), int) or given.get(key, 0) < 0:
-            raise UserError(f"Recipe {path}: {key} must be a whole number, not {given[key]!r}.")
-    given |= {key: tuple(given[key]) for key in ("concepts", "seeds") if key in given}
-    recipe = Recipe(**given)
-    if recipe.images.keys() - GROUPS or recipe.images.get("named", 0) < 1:
-        raise UserError(f"Recipe {path}: images must give a number for named, and for none but {', '.join(sorted(GROUPS))}.")
-    check_methods(path, recipe.settings, recipe.methods)
-    for what, names in (("method", list(recipe.methods)), ("concept", list(recipe.concepts))):
-        _check_names(path, what, names)
-    for method, settings in recipe.methods.items():
-        for name in settings:
-            if name in ("base", "device", "seed") or name.startswith(("generate.", "evaluate.", "attack.")):
-                raise UserError(
-                    f"Recipe {path}: method {method!r} sets {name}, but all methods are compared on the same images' terms: put it "
-                    "under settings."
-                )
-    return recipe
-
-
-def _check_names(path: Path, what: str, names: Sequence[str]) -> None:
-    """Refuse two names that would share a folder, where one's figures would stand for the other's."""
-    seen: dict[str, str] = {}
-    for name in dict.fromkeys(map(str, names)):
-        if (other := seen.setdefault(_name(name), name)) != name:
-            raise UserError(f"Recipe {path}: {what}s {shortened(other)} and {shortened(name)} would have one folder: rename one.")
-
-
-def _mapping(path: Path, values: dict[str, Any], key: str, kinds: tuple[type, ...]) -> dict[str, Any]:
-    """The mapping under `key` of a recipe, with values of `kinds`."""
-    found = values.get(key, {})
-    if not isinstance(found, dict) or not all(isinstance(item, kinds) for item in found.values()):
-        raise UserError(f"Recipe {path}: {key} must be a mapping, not {found!r}: see the bundled recipes.")
-    return found
-
-
-def compare(recipe: Recipe, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
+def compare(recipe: Recipe, folder: Path, progress: Progress | None = None, done: list[str] | None = None) -> dict[str, Any]:
     """Train, draw and measure every row of `recipe`, and write the table.
 
     Args:
         recipe: what to compare.
         folder: where everything goes; an interrupted comparison goes on from there.
         progress: told of each stage.
+        done: gets what was trained, drawn, counted or written; nothing where all of it was there.
 
     Returns:
         What ``comparison.json`` holds: ``rows`` (one a method: pooled counts, spreads over seeds), ``cells`` (one a method, concept
         and seed) and ``original`` (one a concept).
+
+    Raises:
+        UserError: a cell whose settings cannot be used here, before any of them is trained.
     """
+    check(recipe, folder)
+    done = [] if done is None else done
     with contextlib.ExitStack() as alone:
         claim(folder, "comparison", EARLIER)
         with contextlib.suppress(Busy), working_in(folder, "comparison", EARLIER):
             pass  # removes what killed processes left; another one may be at work on other concepts
         for concepts in recipe.concepts:
             alone.enter_context(_concept_lock(folder, concepts))
-        return _compare(recipe, folder, progress or NoProgress())
+        return _compare(recipe, folder, progress or NoProgress(), done)
 
 
 @contextlib.contextmanager
@@ -162,8 +85,8 @@ def _concept_lock(folder: Path, concepts: str) -> Iterator[None]:
         hold.release()
 
 
-def _compare(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
-    bench = _Bench(recipe, folder, progress)
+def _compare(recipe: Recipe, folder: Path, progress: Progress, done: list[str]) -> dict[str, Any]:
+    bench = _Bench(recipe, folder, progress, done)
     cells = [
         bench.measure(method, concepts, seed)
         for concepts in recipe.concepts
@@ -178,18 +101,35 @@ def _compare(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]
         "original": bench.originals,
     }
     with locked(folder, wait=True):
-        write_json_atomic(folder / "comparison.json", result)
-        write_text_atomic(folder / "comparison.md", render(result))
-        for concepts in recipe.concepts:
-            bench.contact_sheet(concepts)
+        if done or not _is_written(result, folder):
+            done.append("tables")
+            write_json_atomic(folder / "comparison.json", result)
+            write_text_atomic(folder / "comparison.md", render(result))
+            for concepts in recipe.concepts:
+                bench.contact_sheet(concepts)
     return result
+
+
+def _is_written(result: dict[str, Any], folder: Path) -> bool:
+    """Whether the folder holds the tables and sheets of `result`."""
+    table, sheets = folder / "comparison.md", [folder / _sheet(concepts) for concepts in result["recipe"]["concepts"]]
+    try:
+        known = read_json(folder / "comparison.json")
+        text = table.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return bool(known == json.loads(json.dumps(result))) and text == render(result) and all(map(Path.is_file, sheets))
+
+
+def _sheet(concepts: str) -> str:
+    return f"contact-{_name(concepts)}.png"
 
 
 class _Bench:
     """The models, detector and original images that all cells share."""
 
-    def __init__(self, recipe: Recipe, folder: Path, progress: Progress):
-        self.recipe, self.folder, self.progress = recipe, folder, progress
+    def __init__(self, recipe: Recipe, folder: Path, progress: Progress, done: list[str]):
+        self.recipe, self.folder, self.progress, self.done = recipe, folder, progress, done
         self.originals: dict[str, dict[str, Any]] = {}  # concepts -> the original beside the first method
         self._models: dict[str, Any] = {}
         self._detected = self._base_stamp = self._stamp = ""  # of the detector and base; of the base; of what it is drawn with
@@ -202,18 +142,7 @@ class _Bench:
 
     def config(self, method: str, concepts: str, seed: int) -> RunConfig:
         """The settings of one cell."""
-        values = {
-            "harvest.dataset": f"pocket:{self.folder / 'scenes'}",
-            **self.recipe.settings,
-            **self.recipe.methods[method],
-        }
-        names = [name.strip() for name in concepts.split(" + ")]
-        if not values.get("concept_file"):
-            values["concepts"] = names
-        config = override(from_dict({"base": "pocket", "seed": seed}), values)
-        # what is asked about words that nobody listed must not have been seen in training
-        words = [word for concept in load_concepts(config) for word in unlisted_words(concept)]
-        return override(config, {"harvest.exclude": words})
+        return config_of(self.recipe, self.folder, method, concepts, seed)
 
     def _run(self, method: str, concepts: str, seed: int) -> RunDir:
         return RunDir(self.folder / "runs" / _name(concepts) / f"{_name(method)}-seed{seed}")
@@ -238,6 +167,9 @@ class _Bench:
                 cell["pictures"] = digests.of_images(pictures)
                 cell = json.loads(json.dumps(cell))  # as it will be read: the seal is of that
                 write_json_atomic(path, {**cell, "seal": fingerprint(cell)})
+                run.done.append("probes")
+        if run.done:
+            self.done.append(str(run))
         self.originals.setdefault(concepts, cell["original"])
         return cell
 
@@ -440,18 +372,7 @@ class _Bench:
             with Image.open(folders["original"] / name) as image:
                 captions.append(image.info["prompt"])
         rows: dict[str, Sequence[Path]] = {row: [folder / name for name in shown] for row, folder in folders.items()}
-        sheet(captions, rows, self.folder / f"contact-{_name(concepts)}.png")
-
-
-MAX_NAME = 60  # characters of a folder's name
-
-
-def _name(text: str) -> str:
-    """`text` as a folder's name: one folder, never one above it; what it cannot say of other scripts stands as a hash."""
-    name = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
-    if name and len(name) <= MAX_NAME and text.isascii():
-        return name
-    return f"{name[: MAX_NAME - 9]}-{fingerprint(text)[:8]}".strip("-.")
+        sheet(captions, rows, self.folder / _sheet(concepts))
 
 
 def _similarity(run: RunDir) -> dict[str, float] | None:

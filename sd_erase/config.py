@@ -294,6 +294,15 @@ def unknown(name: str) -> Fault:
     )
 
 
+def check_seeds(path: Path, seeds: object) -> None:
+    """Refuse a recipe's seeds that --seed would not take."""
+    hint, rule = schema.fields_of(RunConfig)["seed"]
+    if not isinstance(seeds, (list, tuple)) or not seeds or not all(type(seed) is hint and rule.accepts(seed) for seed in seeds):
+        raise UserError(
+            f"Recipe {path}: seeds must be a list, each {rule.describe(hint)}, not {schema.shown(seeds)}: write `seeds: [0, 1]`."
+        )
+
+
 def check_methods(path: Path, shared: Mapping[str, Any], methods: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse a recipe one of whose methods, with the settings that all share, cannot be used, or is code that nobody trusted."""
     for method, settings in methods.items():

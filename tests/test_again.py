@@ -43,14 +43,16 @@ def stage_of(name: str) -> Any:
     return stage
 
 
-harvest, train, generate, report, export = map(stage_of, ("harvest", "train", "generate", "report", "export"))
+STAGES = ("harvest", "train", "generate", "evaluate", "report")
+harvest, train, generate, evaluate, report = map(stage_of, STAGES)
+export = stage_of("export")
 
 
 @pytest.fixture(autouse=True)
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     failure.clear()
     ran.clear()
-    monkeypatch.setattr(stages, "STAGES", {name: f"{__name__}:{name}" for name in ("harvest", "train", "generate", "report")})
+    monkeypatch.setattr(stages, "STAGES", {name: f"{__name__}:{name}" for name in STAGES})
     monkeypatch.setitem(catalog.EXPORTS, "comfyui", f"{__name__}:export")
     monkeypatch.setattr("sd_erase.pairs.is_harvested", lambda config, run: run.pairs.is_file())
     monkeypatch.chdir(tmp_path)
@@ -77,6 +79,16 @@ def test_a_finished_command_given_again_does_nothing_and_says_so(outputs: Path) 
         said = invoke(*command).stderr
         assert "nothing was done again." in said and "--new" not in said
     assert "nothing was done again" in invoke("harvest", "--concept", "bicycle", "--device", "cpu").stderr
+
+
+def test_a_finished_demo_given_again_does_nothing_and_says_so(outputs: Path) -> None:
+    demo = ("demo", "--device", "cpu", "--json")
+    assert "nothing was done" not in invoke(*demo).stderr
+    first = list(ran)
+    assert sorted(first) == sorted((*STAGES, "export"))
+    assert "nothing was done again; for another run pass --new" in invoke(*demo).stderr
+    assert ran == first and len(list(outputs.iterdir())) == 1
+    assert "nothing was done" not in invoke(*demo, "--train-steps", 7).stderr and len(list(outputs.iterdir())) == 2
 
 
 def test_a_training_given_again_leaves_what_later_commands_were_told(outputs: Path) -> None:

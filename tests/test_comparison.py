@@ -6,13 +6,17 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
+from click.testing import CliRunner
 from PIL import Image
 
 from sd_erase import bases
 from sd_erase.captions.pocket import render
+from sd_erase.cli import main
 from sd_erase.comparison import Recipe, compare, read_recipe
 from sd_erase.comparison import render as as_markdown
-from sd_erase.concepts import Concept, concept_named
+from sd_erase.comparison_recipe import config_of
+from sd_erase.concepts import Concept, concept_named, load_concepts
 from sd_erase.errors import UserError
 from sd_erase.probes import Coherence, probes, psnr, unlisted_words
 from sd_erase.resources import names
@@ -100,8 +104,16 @@ def test_a_comparison_trains_draws_counts_and_resumes(tmp_path: Path) -> None:
     assert (tmp_path / "bench" / "contact-bicycle.png").is_file()
     encoder = tmp_path / "bench" / "runs" / "bicycle" / "fast-seed0" / "encoder" / "text_encoder" / "model.safetensors"
     written = encoder.stat().st_mtime_ns
-    assert compare(recipe, tmp_path / "bench")["rows"] == result["rows"]
+    done: list[str] = []
+    assert compare(recipe, tmp_path / "bench", done=done)["rows"] == result["rows"] and not done
     assert encoder.stat().st_mtime_ns == written
+    own = {"concepts": ["bicycle"], "methods": recipe.methods, "images": recipe.images, "settings": recipe.settings}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own, sort_keys=False), encoding="utf-8")
+    again = CliRunner().invoke(main, ["compare", str(tmp_path / "own.yaml"), "--output", str(tmp_path / "bench")])
+    assert again.exit_code == 0 and "holds all of this, finished with these settings: nothing was done again" in again.stderr
+    (tmp_path / "bench" / "comparison.md").unlink()
+    compare(recipe, tmp_path / "bench", done=done)
+    assert done == ["tables"] and (tmp_path / "bench" / "comparison.md").is_file()
     answers = tmp_path / "bench" / "runs" / "bicycle" / "fast-seed0" / "probes.json"
     kept = answers.read_text(encoding="utf-8")
     answers.write_text(kept.replace('"count": 0', '"count": 1').replace('"count": 6', '"count": 5'), encoding="utf-8")
@@ -149,6 +161,28 @@ def test_the_bundled_recipes_can_be_read(name: str) -> None:
         ("concepts: [apple]\nmethods: {a: }\nimages: {nmed: 2}\n", "images must give a number for named"),
         ("concepts: [apple]\nmethods: {a: {nosection.x: 3}}\n", "Setting nosection.x does not exist"),
         ("concepts: [apple]\nmethods: {a: }\nattacked: -1\n", "attacked must be a whole number"),
+        ("concepts: [apple]\nmethods: {a: }\nattacked: true\n", "attacked must be a whole number"),
+        ("concepts: [apple]\nmethods: {a: }\nprompts: 1000000\n", "prompts must be a whole number from 0 to 100000"),
+        ("concepts: [apple]\nmethods: {a: }\nimages: {named: 2, senses: -1}\n", "images of senses must be a whole number"),
+        ("concepts: [apple]\nmethods: {a: }\nimages: {named: true}\n", "images of named must be a whole number"),
+        (
+            "concepts: [apple]\nmethods: {a: }\nseeds: [0, 4294967296]\n",
+            "seeds must be a list, each a whole number from 0 to 4294967295",
+        ),
+        ("concepts: [apple]\nmethods: {a: }\nseeds: [0, -1]\n", "seeds must be a list"),
+        ("concepts: [apple]\nmethods: {a: }\nseeds: [true]\n", "seeds must be a list"),
+        ("concepts: [apple]\nmethods: {a: }\nseeds: [0, 1, 0]\n", "seeds names 0 twice"),
+        ("concepts: [apple, dog, apple]\nmethods: {a: }\n", "concepts names 'apple' twice"),
+        ("concepts: []\nmethods: {a: }\n", "concepts must be a list"),
+        ("concepts: [apple]\nmethods: {}\n", "methods names none"),
+        ("concepts: [apple]\nmethods: {a: }\ntitle: 3\n", "title must be a text"),
+        ("concepts: [apple]\nmethods: {a: }\nsettings: {seed: 3}\n", "settings sets seed, which the recipe itself decides"),
+        ("concepts: [apple]\nmethods: {a: {concepts: [dog]}}\n", "method 'a' sets concepts"),
+        ("concepts: [apple]\nmethods: {a: }\nsettings: {generate.images_per_prompt: 3}\n", "images: {named: 8}"),
+        ("concepts: [apple]\nmethods: {a: }\nsettings: {attack.prompts: [x]}\n", "attacked: 5"),
+        ("concepts: [apple]\nmethods: {a: }\nsettings: {export.to: lora}\n", "exports nothing"),
+        ("concepts: [apple]\nmethods: {a: }\nsettings: {evaluate.trust_pickle: true}\n", "yours to give"),
+        ("concepts: [apple]\nmethods: {a: {train.steps: 3}, b: {train.batch_size: 0}}\n", "method 'b'.*batch_size is 0"),
         ("concepts: [apple]\nmethods: {a: }\nimagess: 3\n", "at most"),
     ],
 )
@@ -157,6 +191,34 @@ def test_a_bad_recipe_is_refused(tmp_path: Path, text: str, words: str) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=words):
         read_recipe(path)
+
+
+def test_the_last_cell_is_looked_at_before_the_first_is_trained(tmp_path: Path) -> None:
+    """What only the model knows (its width), a name to ask about, a seed past the last image's, a concept that nothing can find."""
+    sound = Recipe(("bicycle",), {"first": {"train.objective": "token"}}, settings={"device": "cpu"})
+    for change, words in (
+        (
+            {"methods": {**sound.methods, "last": {"train.objective": "sd", "train.lora_rank": 129}}},
+            "Method 'last' on 'bicycle'.* 128 wide",
+        ),
+        ({"concepts": ("bicycle", "bycicle")}, "did you mean bicycle"),
+        ({"concepts": ("bicycle", "zorp"), "settings": {"exact": True}}, "'zorp' has no label"),
+        ({"seeds": (0, 2**32 - 1)}, "seed is 4294967295"),
+        ({"settings": {"generate.clip_skip": 4}}, "clip_skip is 4"),
+        ({"settings": {"generate.prompts": ["nowhere.txt"]}}, "nowhere.txt"),
+        ({"settings": {"evaluate.detector": "nowhere"}}, "nowhere"),
+    ):
+        with pytest.raises(UserError, match=words):
+            compare(dataclasses.replace(sound, **change), tmp_path / "bench")  # type: ignore[arg-type]
+        assert not (tmp_path / "bench").exists()
+
+
+def test_a_cell_erases_its_own_concept_of_a_file_and_keeps_what_is_excluded(tmp_path: Path) -> None:
+    (tmp_path / "cards.yaml").write_text("[{name: apple, labels: [apple]}, {name: zorp}]\n", encoding="utf-8")
+    settings = {"concept_file": str(tmp_path / "cards.yaml"), "harvest.exclude": ["pear"]}
+    config = config_of(Recipe(("apple", "zorp"), {"m": {}}, settings=settings), tmp_path, "m", "apple", 0)
+    assert config.concepts == ("apple",) and [concept.name for concept in load_concepts(config)] == ["apple"]
+    assert config.harvest.exclude[0] == "pear" and "pippin" in config.harvest.exclude
 
 
 def test_one_concept_and_one_seed_need_no_list(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from sd_erase.cli import main
 from sd_erase.clip import load_towers, prefixed
 from sd_erase.concepts import read_concepts
 from sd_erase.config import load
+from sd_erase.erasure.merge import merged_config
 from sd_erase.pairs import read_pairs
 from sd_erase.rundir import RunDir, write_json_atomic
 
@@ -66,6 +67,18 @@ def test_the_merged_encoder_is_the_original_plus_both_changes(runs: list[RunDir]
         assert row["merged"]["redirect"] < 1.0
         assert row["merged"]["preserve"] > 0
     assert manifest["anchor"].keys() == {"bicycle", "elephant"}
+    assert "nothing was done" not in result.stderr
+    written = (run.encoder / "text_encoder" / "model.safetensors").stat().st_mtime_ns
+    again = CliRunner().invoke(main, ["merge", *map(str, runs), "--run", str(tmp_path / "both")])
+    assert again.exit_code == 0 and "nothing was done again." in again.stderr and "bicycle: redirect" in again.stdout
+    assert (run.encoder / "text_encoder" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_merge_of_a_name_that_was_asked_about_is_not_asked_about_again(runs: list[RunDir], tmp_path: Path) -> None:
+    part = RunDir(shutil.copytree(runs[0].path, tmp_path / "part"))
+    part.config.write_text(part.config.read_text().replace("exact: false", "exact: true"))
+    config = merged_config([part, runs[1]])
+    assert config.exact and config.concepts == ("bicycle", "elephant")
 
 
 def test_runs_that_do_not_fit_together_are_refused(runs: list[RunDir], tmp_path: Path) -> None:

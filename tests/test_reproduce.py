@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -16,8 +17,9 @@ from sd_erase import catalog, resources, yamlfile
 from sd_erase.cli import main
 from sd_erase.errors import UserError
 from sd_erase.pairs import read_pairs
-from sd_erase.reproduce import Experiment, Recipe, names, read_recipe, render, tables
+from sd_erase.reproduce import Experiment, Recipe, names, pictures, read_recipe, render, reproduce, tables
 from sd_erase.reproduce import bench as benches
+from sd_erase.reproduce import sweep as sweeps
 from sd_erase.reproduce.bench import Bench
 from sd_erase.reproduce.differences import differences
 from sd_erase.reproduce.sweep import Axis, pareto, points, read_axis, sweep
@@ -282,7 +284,88 @@ def test_a_sweep_runs_and_refuses_an_unknown_setting_before_training(bench: Benc
         sweep(bench, "apple", "classes", {}, [Axis("train.stepps", (1,))])
     found = sweep(bench, "apple", "classes", {"train.objective": "ga", **TINY}, [Axis("train.learning_rate", (1e-4, 3e-3))])
     assert len(found["rows"]) == 2 and any(row["pareto"] for row in found["rows"])
+    assert not found["notes"] and "validation set" not in found["rows"][0]  # all on the same pairs
     assert "original" in (bench.folder / "sweep.md").read_text(encoding="utf-8") and (bench.folder / "sweep.svg").is_file()
+
+
+def fail(*_: Any, **__: Any) -> None:
+    raise AssertionError("trained or measured again")
+
+
+def test_a_sweep_given_again_does_nothing_and_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ["sweep", "--concept", "apple", "--set", "train.objective=ga", *FAST, "--over", "train.learning_rate=1e-4,3e-3", "--output",
+             str(bench.folder), "--device", "cpu"]  # fmt: skip
+    first = CliRunner().invoke(main, asked)
+    assert first.exit_code == 0, first.output
+    with monkeypatch.context() as patched:
+        patched.setattr(benches, "run_stage", fail)
+        patched.setattr(sweeps, "zero_shot_of", fail)
+        again = CliRunner().invoke(main, asked)
+        assert again.exit_code == 0 and "nothing was done again" in again.stderr and again.stdout == first.stdout
+        for changed in (("--random", "1"), ("--exact",)):
+            other = CliRunner().invoke(main, [*asked, *changed])
+            assert isinstance(other.exception, AssertionError)
+    page = bench.folder / "sweep.md"
+    kept = page.read_text(encoding="utf-8")
+    page.write_text(kept.replace("apple", "pear"), encoding="utf-8")  # somebody edited the table
+    mended = CliRunner().invoke(main, asked)
+    assert mended.exit_code == 0 and "nothing was done" not in mended.stderr and page.read_text(encoding="utf-8") == kept
+
+
+def test_points_that_are_judged_on_other_images_are_said_to_be(bench: Bench) -> None:
+    found = sweep(bench, "apple", "classes", {"train.objective": "ga", **TINY}, [Axis("harvest.max_retain", (20, 40))])
+    (note,) = found["notes"]
+    assert "because harvest.max_retain decides which there are" in note and note in (bench.folder / "sweep.md").read_text("utf-8")
+    assert (
+        len({row["validation set"] for row in (*found["rows"], found["original"])}) == 3
+    )  # the original has the default's number
+    assert all(row["pareto"] for row in found["rows"])  # each is alone on its set
+    assert "| validation set |" in (bench.folder / "sweep.md").read_text(encoding="utf-8")
+
+
+def test_a_figure_given_again_is_not_drawn_again_and_its_text_follows_what_is_set(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figure 6 and its notes; figure 5's come from the same function."""
+    asked = ["reproduce", "figure6", "--output", str(bench.folder), "--device", "cpu", *FAST]
+    page = bench.folder / "figure6" / "figure6.md"
+    first = CliRunner().invoke(main, asked)
+    assert first.exit_code == 0 and "nothing was done" not in first.stderr, first.output
+    text = page.read_text(encoding="utf-8")
+    assert "Method CLIPErase, both towers, apple;" in text and "towers both" in text
+    with monkeypatch.context() as patched:
+        patched.setattr(benches, "run_stage", fail)
+        patched.setattr(pictures, "project", fail)
+        again = CliRunner().invoke(main, asked)
+        assert again.exit_code == 0 and "nothing was done again" in again.stderr and again.stdout == first.stdout
+    result = CliRunner().invoke(main, [*asked, "--set", "train.towers=text", "--set", "sizes.images=2"])
+    assert result.exit_code == 0 and "nothing was done" not in result.stderr, result.output
+    text = page.read_text(encoding="utf-8")
+    assert "Method CLIPErase, text tower, apple; 20 test images" in text and "both towers" not in text
+    (run,) = (run for run in (bench.folder / "bench" / "runs").glob("*apple-paper*") if (run / "manifests" / "train.json").is_file()
+              and "towers: text" in (run / "config.yaml").read_text())  # fmt: skip
+    with (run / "encoder" / "text_encoder" / "model.safetensors").open(
+        "r+b"
+    ) as file:  # an encoder that changed is no finished one
+        file.seek(-3, 2)
+        file.write(b"\x40")
+    mended = CliRunner().invoke(main, [*asked, "--set", "train.towers=text", "--set", "sizes.images=2"])
+    assert mended.exit_code == 0 and "nothing was done" not in mended.stderr
+    text = page.read_text(encoding="utf-8")
+    assert "Method CLIPErase, text tower" in text
+
+
+def test_what_was_chosen_on_the_pocket_is_not_said_of_other_data(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(catalog.EXPERIMENTS, "table2", f"{__name__}:nothing")
+    assert any("Each learning rate is the better of two" in note for note in reproduce("table2", bench)["notes"])
+    bench.specs["captions"] = f"jsonl:{bench.folder / 'bench' / 'data' / 'captions' / 'metadata.jsonl'}"
+    assert not any("Each learning rate" in note for note in reproduce("table2", bench)["notes"])
+
+
+def nothing(recipe: Recipe, bench: Bench) -> Experiment:
+    for side in recipe.concepts:
+        bench.dataset(side)
+    return Experiment(["data"], [{"data": "classes"}])
 
 
 def test_a_method_in_one_file_trains_and_stands_in_the_table(
@@ -325,8 +408,13 @@ def test_an_unknown_experiment_is_one_sentence(tmp_path: Path) -> None:
 
 def test_cost_is_that_of_a_process_of_its_own(bench: Bench) -> None:
     recipe = Recipe("x", {"classes": ["apple"]}, {"GA": {"train.objective": "ga"}}, settings=TINY, sizes={"steps": 2})
-    (row,) = tables.cost(recipe, bench).rows
+    found = tables.cost(recipe, bench)
+    (row,) = found.rows
+    assert "that of 2 steps with 2 validations;" in found.notes[0]
     assert row["pairs an epoch"] > 10 and row["s an epoch"] == pytest.approx(row["pairs an epoch"] / row["pairs a s"])
     assert row["peak memory, MB"] > 100 and row["device"] == "cpu"
+    # what is set for the whole table stands in its text
+    short = tables.cost(dataclasses.replace(recipe, sizes={}, settings={**TINY, "train.steps": 1}), bench)
+    assert "that of 1 steps with 2 validations;" in short.notes[0]
     with pytest.raises(UserError, match="nosuchbase"):
         Bench(bench.folder, base="nosuchbase")

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase import catalog, markdown, resources, yamlfile
-from sd_erase.config import check_methods
+from sd_erase.config import check_methods, check_seeds
 from sd_erase.errors import UserError, unknown_choice
 from sd_erase.reproduce.bench import Bench
 from sd_erase.reproduce.differences import differences
-from sd_erase.rundir import write_json_atomic, write_text_atomic
+from sd_erase.rundir import write_text_atomic
 
 PAPER = "CLIPErase: Efficient Unlearning of Visual-Textual Associations in CLIP"
 
@@ -27,7 +27,7 @@ OTHER_FLAGS = {
     "base": "--base", "concepts": "--concept", "concept_file": "--concept", "harvest.dataset": "--dataset",
     "train.objective": "--method, which adds a row of its own name", "seed": "a recipe of your own with seeds",
     "train.clip": "--base", "device": "--device", "kind": "a concept card of your own with --concept",
-    "exact": "a concept card of your own with --concept", "anchor": "a concept card of your own with --concept",
+    "exact": "--exact", "anchor": "a concept card of your own with --concept",
 }  # fmt: skip
 SIZES = ("across", "classes", "images", "model", "models", "prompts", "shown", "steps", "templates", "test", "training_steps")
 
@@ -45,7 +45,7 @@ class Recipe:
         settings: what all rows share, by dotted name.
         sizes: numbers that the experiment reads, such as how many items a test set has at most.
         paper: the rows that the paper prints, under our columns' names.
-        notes: how the settings were chosen.
+        notes: how the settings were chosen, on the pocket's base and data.
     """
 
     title: str
@@ -123,6 +123,7 @@ def read_recipe(
     if changes or objectives or concepts:  # a recipe's notes tell how its own settings were chosen
         values["notes"] = ()
     recipe = Recipe(**values)
+    check_seeds(path, recipe.seeds)
     check_methods(path, recipe.settings, recipe.methods)
     return recipe
 
@@ -169,10 +170,22 @@ def reproduce(
     Raises:
         UserError: no such experiment, a wrong recipe, or data that do not fit.
     """
+    from sd_erase.reproduce import kept
+    from sd_erase.reproduce.asked import DETECTS, DRAWS
+
     experiment = catalog.resolve(catalog.EXPERIMENTS, name, "Experiment")
     recipe = read_recipe(name, changes, objectives, concepts)
     started = time.perf_counter()
     bench.experiment_folder = bench.folder / name
+    path = bench.experiment_folder / f"{name}.json"
+
+    def key() -> str:
+        return kept.key_of(bench, dataclasses.asdict(recipe), recipe.concepts, draws=name in DRAWS, detects=name in DETECTS)
+
+    if path.is_file() and (known := kept.known(path, key(), bench)) is not None:
+        bench.finished.append(name)
+        return known
+    bench.used.clear()
     found: Experiment = experiment(recipe, bench)
     result = {
         "id": name,
@@ -182,15 +195,16 @@ def reproduce(
         "columns": found.columns,
         "rows": found.rows,
         "paper": list(recipe.paper),
-        "figures": [str(path.relative_to(bench.experiment_folder)) for path in found.figures],
-        "notes": [*found.notes, *_settings(recipe), *recipe.notes],
+        "figures": [str(figure.relative_to(bench.experiment_folder)) for figure in found.figures],
+        "notes": [*found.notes, *_settings(recipe), *(recipe.notes if bench.is_pocket() else ())],
         "differs": differences(found.rows, recipe.paper),
         "seconds": round(time.perf_counter() - started, 1),
         "recipe": dataclasses.asdict(recipe),
     }
-    write_text_atomic(bench.experiment_folder / f"{name}.md", render(result))
-    write_json_atomic(bench.experiment_folder / f"{name}.json", result)
-    return result
+    page = bench.experiment_folder / f"{name}.md"
+    write_text_atomic(page, render(result))
+    pictures = [file for figure in found.figures for file in (figure, figure.with_suffix(".png"))]
+    return kept.write(path, key(), result, [page, *pictures], bench)
 
 
 def _settings(recipe: Recipe) -> list[str]:

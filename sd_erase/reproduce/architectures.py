@@ -21,17 +21,18 @@ def patches(recipe: Recipe, bench: Bench) -> Experiment:
     names to folders of CLIPModels.
     """
     models = dict(recipe.sizes.get("models", {}))
+    notes = ["Top-1 of all class names on the test images."]
     if not models and bench.base.source == str(POCKET_FOLDER):
         from sd_erase.pocket import variants
 
         steps = int(recipe.sizes.get("training_steps", variants.PATCH_STEPS))
         models = {name: variants.patch_clip(patch, _models(bench), steps) for name, patch in PATCHES.items()}
+        notes.append("The pocket's variants share its text tower.")
     if not models:
         raise UserError("Table 8 needs a CLIP for each patch size: pass --set 'sizes.models={B/32: FOLDER, L/14: FOLDER}'.")
     rows = []
     for name, source in models.items():
         rows += [{"CLIP": name, **row} for row in _zero_shot(recipe, bench, str(source))]
-    notes = ["Top-1 of all class names on the test images; the pocket's variants share its text tower."]
     return Experiment(["CLIP", "class", "method", *ZERO_SHOT], rows, notes=notes)
 
 
@@ -62,7 +63,10 @@ def _models(bench: Bench) -> Path:
 def _zero_shot(recipe: Recipe, bench: Bench, source: str) -> list[dict[str, object]]:
     """A row for each class and method of `zero_shot_of` on the model at `source`, with this bench's data; seeds are averaged."""
     side = next(iter(recipe.concepts))
-    own = Bench(bench.folder / "bench" / "models" / "runs" / Path(source).name, source, (), bench.device, bench.progress)
+    own = Bench(
+        bench.folder / "bench" / "models" / "runs" / Path(source).name, source, (), bench.device, bench.progress, bench.exact
+    )
+    own.used = bench.used
     own.specs[side] = bench.dataset(side)
     recipe = dataclasses.replace(recipe, sizes={"templates": "pocket" if bench.base.pocket else "cifar100", **recipe.sizes})
     rows = []

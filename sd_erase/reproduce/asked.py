@@ -31,7 +31,7 @@ WORDS = {"templates": str, "model": str, "models": Mapping}
 
 def check_experiments(
     asked: Sequence[str], base_name: str, datasets: Sequence[str], device: str, changes: Mapping[str, Any],
-    objectives: Sequence[str], concepts: Sequence[str],
+    objectives: Sequence[str], concepts: Sequence[str], exact: bool = False,
 ) -> None:  # fmt: skip
     """Refuse what the experiments would ignore, and what this machine or the disk does not have.
 
@@ -60,7 +60,7 @@ def check_experiments(
     for name, recipe in recipes.items():
         settings = [{**recipe.settings, **own} for own in recipe.methods.values()]
         erasures = [one for each in recipe.concepts.values() for one in each]
-        check_machine([] if name in OTHER_MODEL else settings, erasures, base_name, device)
+        check_machine([] if name in OTHER_MODEL else settings, erasures, base_name, device, exact=exact)
         if name in DRAWS:
             bases.check_draws(base)
         if name in DETECTS:
@@ -69,7 +69,7 @@ def check_experiments(
 
 def check_sweep(
     points: Sequence[Mapping[str, Any]], concepts: str, side: str, base_name: str, datasets: Sequence[str], device: str, seed: int,
-    swept: Collection[str] = (),
+    swept: Collection[str] = (), exact: bool = False,
 ) -> None:  # fmt: skip
     """The same of a sweep's points, each with the settings that all share; `swept` are the settings that differ.
 
@@ -87,16 +87,21 @@ def check_sweep(
         for point in points:
             _named(flag, {dotted: point[dotted]})
     _check_datasets(datasets, {side}, f"a sweep with --data {side}")
-    check_machine(points, [concepts], base_name, device, seed)
+    check_machine(points, [concepts], base_name, device, seed, exact)
 
 
 def check_machine(
-    settings: Sequence[Mapping[str, Any]], erasures: Sequence[str], base_name: str, device: str, seed: int = 0
+    settings: Sequence[Mapping[str, Any]],
+    erasures: Sequence[str],
+    base_name: str,
+    device: str,
+    seed: int = 0,
+    exact: bool = False,
 ) -> None:
     """Refuse what could not be trained here (see `preflight.check`)."""
     for concepts in erasures:
         names = [name.strip() for name in concepts.split(" + ") if name.strip()]
-        base = from_dict({"base": base_name, "seed": seed, "device": device, "concepts": names})
+        base = from_dict({"base": base_name, "seed": seed, "device": device, "concepts": names, "exact": exact})
         preflight.check(base, ("harvest",))
         for each in settings:
             preflight.check(override(base, each), ("harvest", "train"))

@@ -46,6 +46,7 @@ class Bench:
             Without any, the pocket base's own scenes.
         device: where to compute.
         progress: told of each stage.
+        exact: take names of concepts as they are written, even where one is near a card's.
     """
 
     def __init__(
@@ -55,9 +56,12 @@ class Bench:
         datasets: Sequence[str] = (),
         device: str = "auto",
         progress: Progress | None = None,
+        exact: bool = False,
     ):
         self.folder, self.base_name, self.base = Path(folder), base, bases.resolve(base)
-        self.device, self.progress = device, progress or NoProgress()
+        self.device, self.progress, self.exact = device, progress or NoProgress(), exact
+        self.used: dict[str, RunDir] = {}  # what the experiment under way was measured on, by path
+        self.finished: list[str] = []  # the experiments that were found finished, and not done again
         self.experiment_folder = self.folder  # where the experiment under way puts its figures
         self.specs = dict.fromkeys(SIDES, "pocket")
         for spec in datasets:
@@ -72,6 +76,10 @@ class Bench:
             UserError: it holds what is not ours, or another process works in it.
         """
         return working_in(self.folder, "bench", earlier=["bench"])
+
+    def is_pocket(self) -> bool:
+        """Whether base and data are the pocket's own, on which the recipes' settings were chosen."""
+        return self.base.source == str(bases.POCKET_FOLDER) and set(self.specs.values()) == {"pocket"}
 
     # data
 
@@ -108,7 +116,7 @@ class Bench:
 
     def concepts(self, concepts: str) -> list[Concept]:
         """The cards of ``"woman + man"``."""
-        return load_concepts(from_dict({"concepts": _split(concepts)}))
+        return load_concepts(from_dict({"concepts": _split(concepts), "exact": self.exact}))
 
     def harvested(self, concepts: str, side: str = "classes", seed: int = 0, settings: dict[str, Any] | None = None) -> RunDir:
         """The folder of the pairs of these settings, for what trains on none: the original.
@@ -123,7 +131,7 @@ class Bench:
         )
         if not is_harvested(config, run):
             self._stage("harvest", config, run)
-        return run
+        return self._use(run)
 
     def pairs(self, run: RunDir, concepts: str, side: str = "classes") -> dict[tuple[str, str], list[Pair]]:
         """The pairs to measure `run` on, by (set, split): ("forget" or "retain", "train", "validation" or "test").
@@ -172,7 +180,7 @@ class Bench:
 
     def config(self, concepts: str, side: str, seed: int, settings: dict[str, Any]) -> RunConfig:
         """The settings of a run."""
-        base = {"base": self.base_name, "seed": seed, "device": self.device, "concepts": _split(concepts)}
+        base = {"base": self.base_name, "seed": seed, "device": self.device, "concepts": _split(concepts), "exact": self.exact}
         # as many pairs as all that docs/reproduce shows was measured with
         pairs = {"harvest.max_forget": 300, "harvest.max_retain": 900}
         return override(from_dict(base), {"harvest.dataset": self.dataset(side), **pairs, **settings})
@@ -187,6 +195,7 @@ class Bench:
         config = self.config(concepts, side, seed, settings)
         run = RunDir(self.folder / "bench" / "runs" / self._run_name(config, concepts, side))
         # finished stages are done again only where their data, their base or their own files are not what they were
+        self._use(run)
         if is_harvested(config, run) and self._is_trained(config, run):
             return run
         self._stage("harvest", config, run)
@@ -224,6 +233,10 @@ class Bench:
             if done.returncode:
                 raise UserError(f"Training in {run} ended with: {(done.stderr.strip().splitlines() or ['nothing'])[-1]}")
         shutil.rmtree(run.checkpoints, ignore_errors=True)
+        return self._use(run)
+
+    def _use(self, run: RunDir) -> RunDir:
+        self.used[str(run.path)] = run
         return run
 
     def _run_name(self, config: RunConfig, concepts: str, side: str) -> str:
@@ -263,7 +276,7 @@ class Bench:
         encoder = None if run is None else chain.Chain(run, from_dict({"base": self.base_name})).now("encoder")
         models = [digests.of_base(self.base, self.progress, text_only=True), digests.of_clip(self.base, self.progress), encoder]
         code = digests.of_sources("metrics", "reproduce/tables", "clip", "concepts")
-        key = fingerprint(inputs, self.base.source, models, self._content(inputs[0]), code)
+        key = fingerprint(inputs, self.base.source, models, self.content(inputs[0]), code)
         path = folder / "measures" / f"{name}-{key[:8]}.json"
         kept = read_json(path) if path.is_file() else {}
         if kept.get("key") != key or kept.get("seal") != fingerprint(kept.get("value")):
@@ -272,7 +285,7 @@ class Bench:
             write_json_atomic(path, kept)
         return kept["value"]
 
-    def _content(self, side: str) -> str:
+    def content(self, side: str) -> str:
         """A digest of one side's captions and images, read once."""
         if side not in self._contents:
             rows = (

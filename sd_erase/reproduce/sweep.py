@@ -17,10 +17,13 @@ from typing import Any
 
 from sd_erase import markdown, quiet, yamlfile
 from sd_erase.errors import UserError
-from sd_erase.reproduce import Recipe, markdown_table
+from sd_erase.pairs import read_pairs
+from sd_erase.reproduce import Recipe, kept, markdown_table
 from sd_erase.reproduce.bench import Bench
 from sd_erase.reproduce.tables import COLOURS, ZERO_SHOT, save_figure, zero_shot_of
-from sd_erase.rundir import write_json_atomic, write_text_atomic
+from sd_erase.rundir import RunDir, fingerprint, write_text_atomic
+
+SET = "validation set"  # the column of tables whose lines were judged on several
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def sweep(
 
     Returns:
         What ``sweep.json`` holds: "rows", best first, each with its settings, "forgetting" (100 minus the forget set's accuracy, mean of
-        prediction and retrieval), "retention" (the retain set's accuracy) and "pareto".
+        prediction and retrieval), "retention" (the retain set's accuracy) and "pareto"; and "notes".
 
     Raises:
         UserError: an unknown setting, or data that do not fit.
@@ -128,29 +131,74 @@ def sweep(
             bench.config(concepts, side, seed, {**settings, **point})
         except (KeyError, TypeError) as error:
             raise UserError(f"--over or --set names an unknown setting {error}.") from error
-    rows = []
+    path = bench.folder / "sweep.json"
+
+    def key() -> str:
+        asked = [concepts, side, settings, [dataclasses.asdict(axis) for axis in axes], chosen, seed]
+        return kept.key_of(bench, asked, [side], draws=False, detects=False)
+
+    if path.is_file() and (known := kept.known(path, key(), bench)) is not None:
+        bench.finished.append("sweep")
+        return known
+    bench.used.clear()
+    rows, sets = [], _Sets()
     with bench.progress("sweep", len(chosen)) as task:
         for point in chosen:
             found = zero_shot_of(bench, {**settings, **point}, concepts, seed, side, recipe, "validation")
             forget, retain = ((found[ZERO_SHOT[i]] + found[ZERO_SHOT[i + 2]]) / 2 for i in (0, 1))
-            rows.append({**point, "forgetting": 100 - forget, "retention": retain})
+            judged = sets.name(bench.run({**settings, **point}, concepts, seed, side))
+            rows.append({**point, "forgetting": 100 - forget, "retention": retain, SET: judged})
             task.advance()
-    for row, on_front in zip(rows, pareto(rows), strict=True):
-        row["pareto"] = on_front
+    for name in sets.sizes:  # what is measured on other images is neither better nor worse
+        own = [row for row in rows if row[SET] == name]
+        for row, on_front in zip(own, pareto(own), strict=True):
+            row["pareto"] = on_front
     rows.sort(key=lambda row: -(row["forgetting"] + row["retention"]))
     original = zero_shot_of(bench, None, concepts, seed, side, recipe, "validation")
     start = {
         "forgetting": 100 - (original[ZERO_SHOT[0]] + original[ZERO_SHOT[2]]) / 2,
         "retention": (original[ZERO_SHOT[1]] + original[ZERO_SHOT[3]]) / 2,
+        SET: sets.name(bench.harvested(concepts, side, seed, settings)),
     }
+    notes = sets.note([axis.setting for axis in axes])
+    if not notes:
+        for row in (*rows, start):
+            del row[SET]
     result = {
         "concepts": concepts, "data": side, "settings": settings, "axes": [dataclasses.asdict(axis) for axis in axes],
-        "original": start, "rows": rows,
+        "original": start, "rows": rows, "notes": notes,
     }  # fmt: skip
-    plot(rows, start, bench.folder / "sweep")
-    write_text_atomic(bench.folder / "sweep.md", render(result))
-    write_json_atomic(bench.folder / "sweep.json", result)
-    return result
+    figure, page = plot(rows, start, bench.folder / "sweep"), bench.folder / "sweep.md"
+    write_text_atomic(page, render(result))
+    return kept.write(path, key(), result, [page, figure, figure.with_suffix(".png")], bench)
+
+
+class _Sets:
+    """The validation sets on which points were judged, by a number each."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, str] = {}  # number -> how many pairs
+        self._numbers: dict[str, str] = {}  # by content
+
+    def name(self, run: RunDir) -> str:
+        """The number of a run's validation set."""
+        pairs = [pair for pair in read_pairs(run) if pair.split == "validation"]
+        content = fingerprint(sorted((pair.set, pair.key, pair.caption) for pair in pairs))
+        number = self._numbers.setdefault(content, f"{len(self._numbers) + 1}")
+        forget = sum(pair.set == "forget" for pair in pairs)
+        self.sizes.setdefault(number, f"{forget} forget and {len(pairs) - forget} retain pairs")
+        return number
+
+    def note(self, swept: Sequence[str]) -> list[str]:
+        """What is to be known where the sets differ; nothing where all points, and the original, were judged on one."""
+        if len(self.sizes) < 2:
+            return []
+        listed = "; ".join(f"{number}: {size}" for number, size in self.sizes.items())
+        choosing = ", ".join(name for name in swept if name.startswith("harvest.")) or "the settings"
+        return [
+            f"Not all lines were judged on the same validation pairs, because {choosing} decides which there are: {len(self.sizes)} sets "
+            f"({listed}). Figures of different sets differ by their images too; the Pareto front is that of each set alone."
+        ]
 
 
 def render(result: dict[str, Any]) -> str:
@@ -162,10 +210,12 @@ def render(result: dict[str, Any]) -> str:
         )
     rows.append({"pareto": "original", **result["original"]})
     lines = [f"# Sweep: {markdown.text(result['concepts'])}", "", "On the validation split, in percent; best sum first.", ""]
+    for note in result["notes"]:
+        lines += [markdown.sentence(note), ""]
     return "\n".join([*lines, *markdown_table(list(rows[0]), rows), "", "![Pareto plot](sweep.svg)"]) + "\n"
 
 
-def plot(rows: Sequence[dict[str, Any]], original: dict[str, float], stem: Path) -> Path:
+def plot(rows: Sequence[dict[str, Any]], original: dict[str, Any], stem: Path) -> Path:
     """Every point, the Pareto front joined."""
     quiet.figures()
     from matplotlib.figure import Figure
@@ -176,7 +226,7 @@ def plot(rows: Sequence[dict[str, Any]], original: dict[str, float], stem: Path)
     others = [row for row in rows if not row["pareto"]]
     styles: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
         (others, {"marker": "o", "linestyle": "", "color": COLOURS[1], "label": "tried"}),
-        (front, {"marker": "s", "linestyle": "-", "color": COLOURS[2], "label": "Pareto front"}),
+        (front, {"marker": "s", "linestyle": "" if SET in original else "-", "color": COLOURS[2], "label": "Pareto front"}),
         ([original], {"marker": "^", "linestyle": "", "color": COLOURS[0], "label": "original"}),
     ]
     for group, style in styles:

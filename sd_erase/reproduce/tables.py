@@ -12,7 +12,7 @@ from sd_erase.captions import cifar100
 from sd_erase.metrics import tasks
 from sd_erase.reproduce import Experiment, Recipe
 from sd_erase.reproduce.bench import Bench
-from sd_erase.rundir import RunDir, fingerprint, replacing
+from sd_erase.rundir import RunDir, fingerprint, read_jsonl, replacing
 
 if TYPE_CHECKING:
     from sd_erase.clip import Towers
@@ -272,7 +272,7 @@ def save_figure(figure: Any, stem: Path) -> Path:
 
 def cost(recipe: Recipe, bench: Bench) -> Experiment:
     """Appendix A.6: what each method's training costs; every training has a process of its own, or memory would add up."""
-    rows = []
+    rows, lengths = [], []
     for side, erasures in recipe.concepts.items():
         for method, settings in _rows(recipe)[1:]:
             own = settings or {}
@@ -280,6 +280,8 @@ def cost(recipe: Recipe, bench: Bench) -> Experiment:
             run = bench.run_alone({**own, "train.steps": steps}, erasures[0], recipe.seeds[0], side)
             manifest, counts = run.require("train", "train"), run.require("harvest", "harvest")["counts"]
             pairs, rate = counts["forget"]["train"] + counts["retain"]["train"], manifest["samples_per_second"]
+            validated = {row["step"] for row in read_jsonl(run.metrics, finite=False) if row["split"] == "validation"}
+            lengths.append(f"{steps} steps with {len(validated)} validations")
             rows.append(
                 {
                     "data": side,
@@ -294,7 +296,7 @@ def cost(recipe: Recipe, bench: Bench) -> Experiment:
             )
     notes = [
         "An epoch shows every training pair once, forget and retain together, an image with its caption each. The rate is that of "
-        f"{recipe.sizes.get('steps', recipe.settings.get('train.steps', 20))} steps with the validations before and after; the memory is the whole process's on a CPU."
+        f"{' or '.join(dict.fromkeys(lengths))}; the memory is the whole process's on a CPU."
     ]
     return Experiment(list(rows[0]), rows, notes=notes)
 
