@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from sd_erase.folders import LOCK, TEMPORARY
 
@@ -295,15 +296,18 @@ STATES: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
 def state(name: str, root: Path) -> Path:
     """The folder of a state, made when it is first asked for."""
     folder = root / "states" / name
-    if not folder.is_dir():
-        before, make = STATES[name]
-        begun = root / "states" / f"{name}.begun"
-        if before:
-            shutil.copytree(state(before, root), begun)
-        else:
-            begun.mkdir(parents=True)
-        make(begun, root)
-        begun.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".making")):  # the workers of one call share what SD_ERASE_KILL_STATES names
+        if not folder.is_dir():
+            before, make = STATES[name]
+            begun = folder.with_suffix(".begun")
+            shutil.rmtree(begun, ignore_errors=True)  # of a call that was ended
+            if before:
+                shutil.copytree(state(before, root), begun)
+            else:
+                begun.mkdir()
+            make(begun, root)
+            begun.rename(folder)
     return folder
 
 
@@ -318,8 +322,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kills")
     if kept := os.environ.get("SD_ERASE_KILL_STATES"):
         Path(kept).mkdir(parents=True, exist_ok=True)
-        for begun in Path(kept).glob("*.begun"):
-            shutil.rmtree(begun)
         (folder / "states").symlink_to(Path(kept).absolute())
     return folder
 
