@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MARK = ".sd-erase.json"
 LOCK = ".sd-erase.lock"
 TEMPORARY = ".sd-erase-tmp-"
+OWN = re.compile(rf"{re.escape(TEMPORARY)}[0-9a-f]{{16}}")  # see `_temporary`
 DESKTOP = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave in a folder that looks empty
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 # temporaries of the version before the marks, by the names of the files that they were to become
@@ -55,28 +56,28 @@ def umask_mode(*, folder: bool = False) -> int:
     return (0o777 if folder else 0o666) & ~mask
 
 
-def _temporary(folder: Path, suffix: str = "") -> Path:
-    return folder / f"{TEMPORARY}{secrets.token_hex(8)}{suffix if len(suffix) <= 16 else ''}"
+def _temporary(folder: Path) -> Path:
+    return folder / f"{TEMPORARY}{secrets.token_hex(8)}"
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name in the folder of `path`, which lies in a folder of ours; it becomes `path` when the block ends well.
+    """A temporary name beside `path`, which lies in a folder of ours; it becomes `path` when the block ends well.
 
-    What is written there may be a folder, if there is none yet. A file gets the permissions that the umask gives to new files.
+    What is written there may be a folder, if there is none yet. A file gets the permissions that the umask gives to new files. The name
+    lies in a hidden folder of its own: safetensors 0.8 writes another temporary file beside the one that it is asked for.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path.parent, path.suffix)
+    place = _temporary(path.parent)
+    place.mkdir()
     try:
+        temporary = place / f"new{path.suffix}"
         yield temporary
         if temporary.is_file():
             temporary.chmod(umask_mode())  # some libraries make theirs private (safetensors, tempfile)
         os.replace(temporary, path)
-    except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -138,8 +139,11 @@ def sweep_staging(parent: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove what killed processes left in `folder`, whose lock this process holds; folders inside with a lock of their own stay."""
     for place, inner, names in os.walk(folder):
-        if any(name.startswith(TEMPORARY) for name in inner):
+        if begun := [Path(place) / name for name in inner if name.startswith(TEMPORARY)]:
             sweep_staging(Path(place))
+            for each in begun:
+                if OWN.fullmatch(each.name) and not each.is_symlink() and not (each / LOCK).is_file():  # of `replacing`
+                    shutil.rmtree(each, ignore_errors=True)
         inner[:] = [name for name in inner if not os.path.exists(os.path.join(place, name, LOCK))]
         for name in names:
             if name.startswith(TEMPORARY) or EARLIER.fullmatch(name):

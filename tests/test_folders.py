@@ -297,7 +297,7 @@ def test_leftovers_of_killed_processes_go_and_nothing_else(tmp_path: Path) -> No
     ours = [
         f"images/original/{TEMPORARY}0123456789abcdef.png", f"{TEMPORARY}0123456789abcdef.json", ".run.json.k3_d8x2a",
         "checkpoints/.last.safetensors.tmp", "images/.0007-seed42.png.a1b2c3d4", f"export/{TEMPORARY}88/{LOCK}", f"export/{TEMPORARY}88/x",
-        f"cache/{TEMPORARY}77/part",
+        f"cache/{TEMPORARY}77/part", f"checkpoints/{TEMPORARY}0123456789abcdef/.tmpX1y2Z3",
     ]  # fmt: skip
     theirs = [".notes.markdown", ".env", "images/.hidden.png", ".run.json.backup", "my.tmp", "checkpoints/.other.safetensors.tmp"]
     for name in ours + theirs:
@@ -308,7 +308,7 @@ def test_leftovers_of_killed_processes_go_and_nothing_else(tmp_path: Path) -> No
         (nested.path / f"{TEMPORARY}00.json").write_text("of a process that works on it")
     with run.writing():
         left = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
-    kept = {f"cache/{TEMPORARY}77/part"}  # a folder without a lock is not known to be ours
+    kept = {f"cache/{TEMPORARY}77/part"}  # a folder of another name without a lock is not known to be ours
     assert left == {*theirs, *kept, LOCK, MARK, "config.yaml", *(f"inner/{name}" for name in (LOCK, MARK, f"{TEMPORARY}00.json"))}
 
 
@@ -421,7 +421,7 @@ def test_this_process_may_ask_for_a_lock_again_and_a_killed_one_s_staging_goes(t
 
 
 def test_two_comparisons_work_on_different_concepts_of_one_folder(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sd_erase.comparison._compare", lambda recipe, folder, progress: {"concepts": recipe.concepts})
+    monkeypatch.setattr("sd_erase.comparison._compare", lambda recipe, folder, progress, done: {"concepts": recipe.concepts})
     monkeypatch.setattr("sd_erase.comparison.render", lambda result: "done")
     for concepts in ("apple", "dog"):
         (work / f"{concepts}.yaml").write_text(f"concepts: [{concepts}]\nmethods: {{fast: {{train.objective: fast}}}}\n")
