@@ -310,6 +310,7 @@ def _read_table(cache: Path, inputs: str) -> torch.Tensor | None:
 
 
 NEIGHBOURS = 8
+POOLED = 64  # captions at once
 
 
 def caption_of(phrase: str, kind: str = "object") -> str:
@@ -328,8 +329,7 @@ def nearness(towers: Towers, phrase: str, others: Sequence[str], kind: str) -> l
     import torch
 
     with torch.no_grad():
-        captions = [caption_of(each, kind) for each in (phrase, *others)]
-        pooled = encode(towers.frozen_text, towers.tokens(captions), (-1,))[1]
+        pooled = _pooled(towers, [caption_of(each, kind) for each in (phrase, *others)])
         if towers.frozen_clip is not None:
             pooled = towers.frozen_clip.text_projection(pooled)
         return torch.nn.functional.cosine_similarity(pooled[:1], pooled[1:]).tolist()
@@ -353,13 +353,19 @@ def pooled_phrases(towers: Towers, phrases: Sequence[str]) -> torch.Tensor:
     """Normalised end-of-text states [phrases, width] that the frozen encoder gives the plainest caption of each phrase."""
     import torch
 
+    return torch.nn.functional.normalize(_pooled(towers, [caption_of(phrase) for phrase in phrases]), dim=-1)
+
+
+def _pooled(towers: Towers, captions: Sequence[str]) -> torch.Tensor:
+    """The frozen encoder's end-of-text states [captions, width], before the projection; the mask is causal, so no padding is needed."""
+    import torch
+
+    parts = []
     with torch.no_grad():
-        captions = [caption_of(phrase) for phrase in phrases]
-        parts = [
-            encode(towers.frozen_text, towers.tokens(captions[start : start + 64]), (-1,))[1]
-            for start in range(0, len(captions), 64)
-        ]
-    return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+        for start in range(0, len(captions), POOLED):
+            ids = towers.tokens(captions[start : start + POOLED])
+            parts.append(encode(towers.frozen_text, ids[:, : towers.end_of(ids)], (-1,))[1])
+    return torch.cat(parts)
 
 
 def told_apart(towers: Towers, phrases: Sequence[str], concepts: Sequence[Concept]) -> list[str]:

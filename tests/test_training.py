@@ -303,6 +303,20 @@ def test_the_token_baseline_changes_nothing_but_the_rows_of_the_words(harvested:
     assert all(torch.equal(after[key][token], after[key][anchor]) for token in words)
 
 
+def at(text: Any, block: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The inputs of a block's ``fc2`` and the block's output."""
+    seen: dict[str, torch.Tensor] = {}
+    hooks = (
+        block.mlp.fc2.register_forward_pre_hook(lambda _, inputs: seen.update(inputs=inputs[0])),
+        block.register_forward_hook(lambda _, __, output: seen.update(output=output[0] if isinstance(output, tuple) else output)),
+    )
+    with torch.no_grad():
+        text(input_ids=ids)
+    for hook in hooks:
+        hook.remove()
+    return seen["inputs"], seen["output"]
+
+
 def test_the_closed_form_is_the_least_squares_solution() -> None:
     """Against the normal equations of one layer, solved here in another way: by stacking weighted rows for `lstsq`."""
     import copy
@@ -323,9 +337,9 @@ def test_the_closed_form_is_the_least_squares_solution() -> None:
     index = torch.arange(6).repeat(5, 1)
     weights = torch.linspace(1, 3, 9)
     blocks = text.encoder.layers
-    inputs, output = closed_form._at(text, blocks[1], forget)
-    _, wanted = closed_form._at(frozen, frozen.encoder.layers[1], target)
-    kept_inputs, _ = closed_form._at(text, blocks[1], kept)
+    inputs, output = at(text, blocks[1], forget)
+    _, wanted = at(frozen, frozen.encoder.layers[1], target)
+    kept_inputs, _ = at(text, blocks[1], kept)
     original = blocks[1].mlp.fc2.weight.detach().clone()
 
     forget_root = (1 / 30) ** 0.5

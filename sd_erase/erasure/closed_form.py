@@ -6,13 +6,16 @@ For one layer, with X the inputs of ``mlp.fc2``, forget rows f and kept rows k:
 
 E_f is what the block's output lacks to the frozen encoder's output for the anchor's caption, E_k what it lacks to the frozen
 encoder's output for the same caption. The layers are solved one after the other, each from the states that the edits before it
-leave, so that a later one takes away what an earlier one could not. The form is that of UCE (Gandikota et al. 2024,
+leave, so that a later one takes away what an earlier one could not: captions go through both encoders once, block by block, and wait
+before each edit for its solution. The form is that of UCE (Gandikota et al. 2024,
 arXiv:2308.14761) and MEMIT (Meng et al. 2023, arXiv:2210.07229), there on cross-attention and on facts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ def edit(
     kept_ids: torch.Tensor,
     kept_weights: torch.Tensor,
     layers: Sequence[int] | None = None,
+    advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Change the ``mlp.fc2`` weights of `layers` in place.
 
@@ -49,54 +53,112 @@ def edit(
         index: [captions, positions], the position of the target that each position shall equal.
         kept_ids: tokens of captions whose states shall stay, with a weight each in `kept_weights`.
         layers: which layers; None spreads `LAYERS` of them.
+        advance: called behind each block.
     """
     import torch
 
-    blocks = getattr(text, "text_model", text).encoder.layers
-    frozen_blocks = getattr(frozen, "text_model", frozen).encoder.layers
-    for layer in spread(len(blocks)) if layers is None else layers:
-        linear = blocks[layer].mlp.fc2
-        size, width = linear.in_features, linear.out_features
-        gram, cross = (torch.zeros(rows, size, dtype=torch.float64) for rows in (size, width))
-        kept_share = STRENGTH / (float(kept_weights.sum()) * kept_ids.shape[1])
-        forget_share = 1.0 / index.numel()
-        for start in range(0, len(forget_ids), BATCH):
-            part = slice(start, start + BATCH)
-            inputs, output = _at(text, blocks[layer], forget_ids[part])
-            _, target = _at(frozen, frozen_blocks[layer], target_ids[part])
-            lacking = target.gather(1, index[part, :, None].expand_as(target)) - output
-            _accumulate(gram, cross, inputs, lacking, forget_share)
-        for start in range(0, len(kept_ids), BATCH):
-            part = slice(start, start + BATCH)
-            inputs, output = _at(text, blocks[layer], kept_ids[part])
-            _, target = _at(frozen, frozen_blocks[layer], kept_ids[part])
-            root = kept_weights[part, None, None].sqrt().to(inputs.device)
-            _accumulate(gram, cross, root * inputs, root * (target - output), kept_share)
-        gram += RIDGE * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
-        change = torch.linalg.solve(gram, cross.T).T  # gram is symmetric
-        with torch.no_grad():
-            linear.weight += change.to(linear.weight)
+    blocks, frozen_blocks = _blocks(text), _blocks(frozen)
+    chosen = set(spread(len(blocks)) if layers is None else layers)
+    forget_root = index.numel() ** -0.5
+    kept_roots = (STRENGTH / (kept_weights.sum() * kept_ids.shape[1]) * kept_weights).sqrt().to(kept_ids.device)
+    with torch.no_grad():
+        rows = [
+            _Rows(_Stream.of(text, forget_ids[part]), _Stream.of(frozen, target_ids[part]), index[part], forget_root)
+            for part in _parts(len(forget_ids))
+        ] + [
+            _Rows(_Stream.of(text, kept_ids[part]), _Stream.of(frozen, kept_ids[part]), None, kept_roots[part, None, None])
+            for part in _parts(len(kept_ids))
+        ]
+        for layer in range(max(chosen) + 1):
+            for part in rows:
+                part.wanted.hidden = part.wanted.behind(frozen_blocks[layer])
+            if layer in chosen:
+                _solve(blocks[layer], rows)
+            for part in rows:
+                part.student.hidden = part.student.behind(blocks[layer])
+            advance()
 
 
-def _accumulate(gram: torch.Tensor, cross: torch.Tensor, inputs: torch.Tensor, lacking: torch.Tensor, share: float) -> None:
-    rows, wanted = inputs.flatten(0, 1), lacking.flatten(0, 1)
-    gram += share * (rows.T @ rows).double().cpu()
-    cross += share * (wanted.T @ rows).double().cpu()
-
-
-def _at(text: Any, block: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The inputs of a block's ``fc2`` [captions, positions, 4 * width] and the block's output [captions, positions, width]."""
+def _solve(block: Any, rows: Sequence[_Rows]) -> None:
+    """Change the ``fc2`` of the block that `rows` stand before."""
     import torch
 
-    seen: dict[str, torch.Tensor] = {}
-    hooks = (
-        block.mlp.fc2.register_forward_pre_hook(lambda _, inputs: seen.update(inputs=inputs[0])),
-        block.register_forward_hook(lambda _, __, output: seen.update(output=output[0] if isinstance(output, tuple) else output)),
-    )
-    try:
-        with torch.no_grad():
-            text(input_ids=ids)
-    finally:
-        for hook in hooks:
+    linear = block.mlp.fc2
+    # no card of Apple's computes in float64
+    device = torch.device("cpu") if linear.weight.device.type == "mps" else linear.weight.device
+    size, width = linear.in_features, linear.out_features
+    gram, cross = (torch.zeros(each, size, dtype=torch.float64, device=device) for each in (size, width))
+    for part in rows:
+        seen: list[torch.Tensor] = []
+        hook = linear.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+        try:
+            lacking = part.lacking(block)
+        finally:
             hook.remove()
-    return seen["inputs"], seen["output"]
+        (inputs,) = seen
+        own, missing = ((part.root * each).flatten(0, 1) for each in (inputs, lacking))
+        gram += (own.T @ own).to(gram)
+        cross += (missing.T @ own).to(cross)
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64, device=device)
+    linear.weight += torch.linalg.solve(gram, cross.T).T.to(linear.weight)  # gram is symmetric
+
+
+@dataclass
+class _Stream:
+    """Captions on their way through an encoder: `hidden` states [captions, positions, width], and what a block takes beside them."""
+
+    hidden: torch.Tensor
+    others: tuple[Any, ...]
+    named: dict[str, Any]
+
+    @classmethod
+    def of(cls, text: Any, ids: torch.Tensor) -> _Stream:
+        """Captions before the first block."""
+        taken: dict[str, Any] = {}
+
+        def take(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            taken.update(named, arguments=arguments)
+            raise _BeforeBlocks
+
+        hook = _blocks(text)[0].register_forward_pre_hook(take, with_kwargs=True)
+        try:
+            with contextlib.suppress(_BeforeBlocks):
+                text(input_ids=ids)
+        finally:
+            hook.remove()
+        hidden, *others = taken.pop("arguments") or (taken.pop("hidden_states"),)
+        return cls(hidden, tuple(others), taken)
+
+    def behind(self, block: Any) -> torch.Tensor:
+        """What `block` gives, [captions, positions, width]."""
+        output = block(self.hidden, *self.others, **self.named)
+        return output[0] if isinstance(output, tuple) else output
+
+
+@dataclass
+class _Rows:
+    """Some captions in both encoders, and the root of what each of their positions counts."""
+
+    student: _Stream
+    wanted: _Stream
+    index: torch.Tensor | None  # [captions, positions] of the wanted states; None keeps each at its place
+    root: Any  # a number, or [captions, 1, 1]
+
+    def lacking(self, block: Any) -> torch.Tensor:
+        """What the student's `block` lacks to the wanted states, which are one block ahead."""
+        wanted = self.wanted.hidden
+        if self.index is not None:
+            wanted = wanted.gather(1, self.index[..., None].expand_as(wanted))
+        return wanted - self.student.behind(block)
+
+
+class _BeforeBlocks(Exception):
+    """Ends a forward pass where the states before the first block are known."""
+
+
+def _blocks(text: Any) -> Any:
+    return getattr(text, "text_model", text).encoder.layers
+
+
+def _parts(count: int) -> list[slice]:
+    return [slice(start, start + BATCH) for start in range(0, count, BATCH)]
