@@ -18,6 +18,7 @@ from sd_erase.config import HarvestConfig, RunConfig, TrainConfig
 from sd_erase.erasure import loop
 from sd_erase.errors import UserError
 from sd_erase.pairs import harvest, read_pairs
+from sd_erase.progress import NoProgress
 from sd_erase.rundir import RunDir, read_jsonl, write_jsonl_atomic
 
 CONFIG = RunConfig(
@@ -369,7 +370,7 @@ def test_the_token_baseline_leaks_through_an_unlisted_word() -> None:
 
     towers, method = load_towers(ROWS["pocket"], torch.device("cpu"), need_images=True), TokenSwap()
     method.prepare(towers, [concept_named("bicycle")], {"bicycle": "object"}, both_towers=False)
-    method.solve(towers, [], [], 0)
+    method.solve(towers, [], [], 0, NoProgress())
 
     def error(caption: str) -> float:
         with torch.no_grad():

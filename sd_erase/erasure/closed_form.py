@@ -14,9 +14,11 @@ arXiv:2308.14761) and MEMIT (Meng et al. 2023, arXiv:2210.07229), there on cross
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from sd_erase.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +43,7 @@ def edit(
     kept_ids: torch.Tensor,
     kept_weights: torch.Tensor,
     layers: Sequence[int] | None = None,
-    advance: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
 ) -> None:
     """Change the ``mlp.fc2`` weights of `layers` in place.
 
@@ -53,7 +55,7 @@ def edit(
         index: [captions, positions], the position of the target that each position shall equal.
         kept_ids: tokens of captions whose states shall stay, with a weight each in `kept_weights`.
         layers: which layers; None spreads `LAYERS` of them.
-        advance: called behind each block.
+        progress: told of each batch behind each block.
     """
     import torch
 
@@ -69,14 +71,15 @@ def edit(
             _Rows(_Stream.of(text, kept_ids[part]), _Stream.of(frozen, kept_ids[part]), None, kept_roots[part, None, None])
             for part in _parts(len(kept_ids))
         ]
-        for layer in range(max(chosen) + 1):
-            for part in rows:
-                part.wanted.hidden = part.wanted.behind(frozen_blocks[layer])
-            if layer in chosen:
-                _solve(blocks[layer], rows)
-            for part in rows:
-                part.student.hidden = part.student.behind(blocks[layer])
-            advance()
+        with (progress or NoProgress())("closed form", (max(chosen) + 1) * len(rows)) as task:
+            for layer in range(max(chosen) + 1):
+                for part in rows:
+                    part.wanted.hidden = part.wanted.behind(frozen_blocks[layer])
+                if layer in chosen:
+                    _solve(blocks[layer], rows)
+                for part in rows:
+                    part.student.hidden = part.student.behind(blocks[layer])
+                    task.advance()
 
 
 def _solve(block: Any, rows: Sequence[_Rows]) -> None:

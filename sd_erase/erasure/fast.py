@@ -10,6 +10,7 @@ from sd_erase.erasure.sd import StableDiffusionErasure, alignment
 if TYPE_CHECKING:
     from sd_erase.clip import Towers
     from sd_erase.pairs import Pair
+    from sd_erase.progress import Progress
 
 VARIANTS = 2  # forms of each forget caption
 MOST_FORGET = 210  # captions of each concept, and
@@ -22,7 +23,7 @@ class ClosedForm(StableDiffusionErasure):
     default_steps = 0
     solves = True
 
-    def solve(self, towers: Towers, forget: list[Pair], retain: list[Pair], seed: int) -> None:
+    def solve(self, towers: Towers, forget: list[Pair], retain: list[Pair], seed: int, progress: Progress) -> None:
         """The closed form over each forget caption in `VARIANTS` forms, against the retain captions and what is protected."""
         import random
 
@@ -46,6 +47,5 @@ class ClosedForm(StableDiffusionErasure):
         index = torch.tensor([alignment(towers.tokenizer, item, end) for item in moved], device=ids.device)
         targets = towers.tokens([item.target for item in moved])[:, :end]
         weights = torch.tensor([weight for _, weight in kept])
-        closed_form.edit(
-            towers.text, towers.frozen_text, ids[: len(moved), :end], targets, index, ids[len(moved) :, :end], weights
-        )
+        forget_ids, kept_ids = ids[: len(moved), :end], ids[len(moved) :, :end]
+        closed_form.edit(towers.text, towers.frozen_text, forget_ids, targets, index, kept_ids, weights, progress=progress)

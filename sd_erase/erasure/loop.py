@@ -214,7 +214,7 @@ def _train_encoder(
     run.reopen("train")  # not before the input is known to be right: an encoder that is done must not be lost to a wrong flag
     solves = method.solves and not settings.lora_rank  # a LoRA must hold the whole change
     if solves:
-        method.solve(towers, data.sets["forget", "train"], data.sets["retain", "train"], config.seed)
+        method.solve(towers, data.sets["forget", "train"], data.sets["retain", "train"], config.seed, progress)
     # the other half is for gradients, the optimiser's moments, and what no layer keeps
     is_tight = bool(settings.steps) and _activations(towers, settings) > resources.free_memory(accelerator.device) / 2
     checkpointing = is_tight and _checkpoint_gradients(towers.clip if settings.towers == "both" else towers.text)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sd_erase.clip import Towers
     from sd_erase.concepts import Concept
     from sd_erase.pairs import Pair
+    from sd_erase.progress import Progress
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Method(Protocol):
     def prepare(self, towers: Towers, concepts: list[Concept], anchors: dict[str, str], both_towers: bool) -> list[Any]:
         """Get ready and return the parameters to train."""
 
-    def solve(self, towers: Towers, forget: list[Pair], retain: list[Pair], seed: int) -> None:
+    def solve(self, towers: Towers, forget: list[Pair], retain: list[Pair], seed: int, progress: Progress) -> None:
         """Change what trains in closed form, from the training pairs; called only where `solves`."""
 
     def losses(self, towers: Towers, batch: Batch) -> dict[str, torch.Tensor]:

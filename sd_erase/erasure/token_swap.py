@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sd_erase.clip import Towers
     from sd_erase.concepts import Concept
     from sd_erase.pairs import Pair
+    from sd_erase.progress import Progress
 
 
 class TokenSwap(StableDiffusionErasure):
@@ -30,7 +31,7 @@ class TokenSwap(StableDiffusionErasure):
         embedding.requires_grad_(True)
         return [embedding]
 
-    def solve(self, towers: Towers, forget: list[Pair], retain: list[Pair], seed: int) -> None:
+    def solve(self, towers: Towers, forget: list[Pair], retain: list[Pair], seed: int, progress: Progress) -> None:
         """Swap the rows."""
         import torch
 
