@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -290,13 +290,18 @@ def cached_image_embeddings(
 
 def vision_stamp(towers: Towers) -> str:
     """A digest of all that makes an image's embedding what it is beside the image: weights in memory, preparation, library."""
+    state = towers.frozen_clip.state_dict()
+    vision = {name: tensor for name, tensor in state.items() if name.startswith(("vision_model.", "visual_projection."))}
+    return fingerprint(weights_stamp(vision), towers.image_processor.to_dict(), provenance.version_of("transformers"))
+
+
+def weights_stamp(state: Mapping[str, torch.Tensor]) -> str:
+    """A digest of the names, types, shapes and numbers of a state dict."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(towers.frozen_clip.state_dict().items()):
-        if name.startswith(("vision_model.", "visual_projection.")):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(formats.raw_bytes(tensor.cpu()))
-    prepared = towers.image_processor.to_dict()
-    return fingerprint(digest.hexdigest(), prepared, provenance.version_of("transformers"))
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(formats.raw_bytes(tensor.cpu()))
+    return digest.hexdigest()
 
 
 def _read_table(cache: Path, inputs: str) -> torch.Tensor | None:

@@ -274,11 +274,13 @@ def test_a_copied_tokenizer_reads_and_writes_words_as_the_first_does() -> None:
     from transformers import AutoTokenizer
 
     from sd_erase.bases import POCKET_FOLDER
-    from sd_erase.erasure.pseudo_words import _words
+    from sd_erase.erasure.pseudo_words import _Content, _words
 
     tokenizer = AutoTokenizer.from_pretrained(POCKET_FOLDER / "tokenizer")
     copy = hosts.copied(tokenizer)
     ids = tokenizer("a photo of a dog").input_ids
     assert copy is not tokenizer and copy("a photo of a dog").input_ids == ids
     assert copy.decode(ids) == tokenizer.decode(ids) and "</w>" not in copy.decode(ids)
-    assert _words(copy, 3000) == _words(tokenizer, 3000) != []  # what the search for words is made of
+    assert (
+        _words.__wrapped__(_Content(copy), 3000) == _words.__wrapped__(_Content(tokenizer), 3000) != []
+    )  # what the search for words is made of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_a_pseudo_word_reads_as_the_concept_and_is_none_of_its_words(towers: Tow
         towers.tokenizer("bicycle bike", add_special_tokens=False).input_ids
     ]
     assert torch.cdist(found[:, 0], words).min() > 0.1 * words.norm(dim=-1).mean()
-    assert torch.equal(found, pseudo_words.find(towers, captions, spans, seed=1))
+    assert torch.equal(found, pseudo_words._search(towers, captions, spans, seed=1))
 
 
 def test_embeddings_are_replaced_only_within_the_context(towers: Towers) -> None:
@@ -165,3 +166,24 @@ def test_neighbours_are_near_things_that_the_base_tells_apart(towers: Towers) ->
     assert "dog" not in found
     assert "object" not in found
     assert choose_anchor(towers, concept_named("bicycle")) in towers.base.anchors
+
+
+def test_pseudo_words_of_other_weights_or_captions_are_searched_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    towers = load_towers(bases.resolve("pocket"), "cpu", need_images=False)
+    searched: list[int] = []
+
+    def search(towers: Any, captions: Any, spans: Any, seed: int) -> torch.Tensor:
+        searched.append(seed)
+        return torch.zeros(1, 3, 64)
+
+    monkeypatch.setattr(pseudo_words, "_FOUND", {})
+    monkeypatch.setattr(pseudo_words, "_search", search)
+    for _ in range(2):
+        pseudo_words.find(towers, ["a dog"], [[2]], 0).add_(1)  # what is found before stays as it was
+    assert searched == [0] and not pseudo_words.find(towers, ["a dog"], [[2]], 0).any()
+    pseudo_words.find(towers, ["a cat"], [[2]], 0)
+    pseudo_words.find(towers, ["a dog"], [[2]], 1)
+    with torch.no_grad():
+        towers.frozen_text.encoder.layers[0].mlp.fc1.bias[0] += 1
+    pseudo_words.find(towers, ["a dog"], [[2]], 0)
+    assert searched == [0, 0, 1, 0]

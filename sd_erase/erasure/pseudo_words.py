@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from sd_erase.rundir import fingerprint
+
 if TYPE_CHECKING:
     import torch
 
@@ -40,18 +42,31 @@ def vocabulary(tokenizer: Any, embedding: torch.Tensor) -> list[int]:
         tokenizer: a CLIP tokenizer.
         embedding: [tokens, width], the text encoder's input embeddings.
     """
-    import torch
-
-    _, group = torch.unique(embedding.detach().float(), dim=0, return_inverse=True)
-    first: dict[int, int] = {}
-    for token in _words(tokenizer, len(embedding)):
-        first.setdefault(int(group[token]), token)
+    rows = embedding.detach().float().cpu().numpy() + 0.0  # -0.0 is 0.0
+    first: dict[bytes, int] = {}
+    for token in _words(_Content(tokenizer), len(embedding)):
+        first.setdefault(rows[token].tobytes(), token)
     return list(first.values())
 
 
-@functools.lru_cache(maxsize=1)  # seconds, which every concept and the adversary would take again
-def _words(tokenizer: Any, count: int) -> list[int]:
+class _Content:
+    """A tokenizer that is another one's equal where both give the same tokens."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self._key = (tokenizer.backend_tokenizer.to_str(), tuple(tokenizer.all_special_ids))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Content) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@functools.lru_cache(maxsize=2)  # seconds, which every concept, encoder and the adversary would take again
+def _words(content: _Content, count: int) -> list[int]:
     """Those of the first `count` ids that stand for whole words of letters, which are typed as they are read."""
+    tokenizer = content.tokenizer
     special = set(tokenizer.all_special_ids)
     texts = tokenizer.batch_decode([[token] for token in range(count)])
     words = [token for token, text in enumerate(texts) if token not in special and text.strip().isalpha()]
@@ -86,8 +101,11 @@ def replaced(text: Any, rows: Sequence[int], positions: Sequence[int], values: t
         handle.remove()
 
 
+_FOUND: dict[str, torch.Tensor] = {}  # of this process: a comparison's methods and seeds would search the same ones anew
+
+
 def find(towers: Towers, captions: Sequence[str], spans: Sequence[Sequence[int]], seed: int) -> torch.Tensor:
-    """Pseudo-words for the concept that `captions` name.
+    """Pseudo-words for the concept that `captions` name; of the same weights, captions and seed they are searched once a process.
 
     Args:
         towers: whose frozen text encoder is asked.
@@ -98,6 +116,16 @@ def find(towers: Towers, captions: Sequence[str], spans: Sequence[Sequence[int]]
     Returns:
         [n, TOKENS, width]: those of `COUNT` starts that came `CLOSE`, at least a quarter of them (the closest).
     """
+    from sd_erase.clip import weights_stamp
+
+    device = towers.frozen_text.device
+    key = fingerprint(weights_stamp(towers.frozen_text.state_dict()), towers.layers, captions, spans, seed, str(device))
+    if key not in _FOUND:
+        _FOUND[key] = _search(towers, captions, spans, seed).cpu()
+    return _FOUND[key].to(device, copy=True)
+
+
+def _search(towers: Towers, captions: Sequence[str], spans: Sequence[Sequence[int]], seed: int) -> torch.Tensor:
     import torch
 
     from sd_erase.clip import encode
