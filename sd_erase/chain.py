@@ -304,7 +304,10 @@ def base_of(run: RunDir, config: RunConfig) -> Base:
         if not isinstance(kept, dict) or kept.get("named") != config.base:
             raise
         known = {field.name for field in dataclasses.fields(Base)}
-        encoders = tuple(TextEncoder(**{**each, "layers": tuple(each["layers"])}) for each in kept["encoders"])
+        encoders = tuple(
+            TextEncoder(each["name"], each["tokenizer"], tuple(each["layers"]), each.get("pooled", False))
+            for each in kept["encoders"]
+        )
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in kept.items() if key in known
         }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, chain, digests, markdown, provenance, resources
+from sd_erase import bases, chain, digests, forms, jsonfile, markdown, provenance, resources
 from sd_erase.concepts import Concept, all_cards, read_concepts
 from sd_erase.config import RunConfig
 from sd_erase.detection import BATCH_SIZE, Detection, Detector, load_detector
@@ -22,7 +22,7 @@ from sd_erase.errors import UserError
 from sd_erase.metrics.rates import ImagePair, detection_rates, is_found, surplus, surplus_p_values
 from sd_erase.metrics.verdicts import doubts
 from sd_erase.progress import NoProgress, Progress
-from sd_erase.rundir import RunDir, fingerprint, read_json, write_json_atomic, write_jsonl_atomic, write_text_atomic
+from sd_erase.rundir import RunDir, fingerprint, write_json_atomic, write_jsonl_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,7 +57,7 @@ def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -
     read = links.reads("evaluate")
     inputs = fingerprint(read["images"], [concept.to_dict() for concept in concepts], decides(detector))
     if run.is_complete("evaluate", inputs) and links.holds("evaluate"):
-        return {**(run.read_manifest("evaluate") or {}), **read_json(run.report / "evaluation.json")}
+        return {**(run.read_manifest("evaluate") or {}), **stored(run)}
     run.reopen("evaluate")
     found: dict[str, list[list[Detection]]] = {}
     pictures: dict[str, list[Picture]] = {}
@@ -95,6 +95,16 @@ def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -
     write_json_atomic(run.report / "evaluation.json", result)
     write_text_atomic(run.report / "evaluation.md", render_markdown(result))
     return run.complete("evaluate", inputs, {**result, "from": read, "made": links.makes("evaluate")})
+
+
+def stored(run: RunDir) -> dict[str, Any]:
+    """What ``report/evaluation.json`` holds.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    found: dict[str, Any] = jsonfile.read_as(run.report / "evaluation.json", forms.EVALUATION)
+    return found
 
 
 def decides(detector: Detector) -> str:

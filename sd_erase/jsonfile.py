@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sd_erase import forms
 from sd_erase.errors import UserError, shortened
 
 MAX_DIGITS = 400  # of a whole number
@@ -85,6 +86,23 @@ def read(path: Path) -> Any:
         UserError: it is damaged.
     """
     return parse(_text(path), path)
+
+
+def read_as(path: Path, form: forms.Form) -> Any:
+    """As `read`, of a value of a form.
+
+    Raises:
+        UserError: it has another form too.
+    """
+    value = read(path)
+    check(value, form, path)
+    return value
+
+
+def check(value: object, form: forms.Form, path: Path, where: str = "it") -> None:
+    """Refuse a value from the file at `path` that does not have its form; raises `UserError` with the place."""
+    if bad := forms.misfit(value, form, where):
+        raise damaged(path, f"{shortened(bad)[1:-1]} is missing or is not what stands there")
 
 
 def read_lines(path: Path, finite: bool = True) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import sd_erase
-from sd_erase import jsonfile
+from sd_erase import forms, jsonfile
 from sd_erase.config import RunConfig
 from sd_erase.folders import is_locked
 from sd_erase.rundir import RunDir, write_json_atomic
@@ -88,9 +88,7 @@ def peak_memory_mb() -> float | None:
 
 def read_run(run: RunDir) -> dict[str, Any]:
     """run.json, or an empty mapping before the first stage."""
-    record = jsonfile.read(run.run) if run.run.is_file() else {}
-    if not isinstance(record, dict):
-        raise jsonfile.damaged(run.run, "it is no object")
+    record: dict[str, Any] = jsonfile.read_as(run.run, forms.RECORD) if run.run.is_file() else {}
     return record
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sd_erase import folders, jsonfile
+from sd_erase import folders, forms, jsonfile
 from sd_erase.errors import UserError, shortened
 from sd_erase.folders import publishing as publishing
 from sd_erase.folders import replacing as replacing
@@ -163,7 +163,8 @@ class RunDir:
                 put any picture of its reader's on the page.
         """
         path, home = self.images / "index.jsonl", self.images.resolve()
-        for row in read_jsonl(path):
+        for number, row in enumerate(jsonfile.read_lines(path), 1):
+            jsonfile.check(row, forms.DRAWN, path, f"line {number}")
             for role in ("original", "erased"):
                 name = row.get(role)
                 if name is not None and not (isinstance(name, str) and (self.images / name).resolve().is_relative_to(home)):
@@ -171,18 +172,19 @@ class RunDir:
             yield row
 
     def read_manifest(self, stage: str) -> dict[str, Any] | None:
-        """The manifest of a complete stage, or None; one that is damaged says nothing, so its stage is to be done again."""
+        """The manifest of a complete stage, or None; one that is damaged or no manifest's form says nothing, so its stage is to be done again."""
         try:
             manifest = read_json(self.manifest(stage))
         except (FileNotFoundError, UserError):
             return None
-        return manifest if isinstance(manifest, dict) else None
+        return manifest if isinstance(manifest, dict) and forms.of_manifest(stage, manifest) else None
 
     def completed(self, stage: str) -> str:
         """When `stage` was completed, in ISO 8601 UTC, as its manifest says (an older version's: as run.json says); "" if unknown."""
         stated = (self.read_manifest(stage) or {}).get("completed")
         if stated is None and self.run.is_file():
-            stated = read_json(self.run).get("updated")
+            record = read_json(self.run)
+            stated = record.get("updated") if isinstance(record, dict) else None
         return str(stated or "")
 
     def is_complete(self, stage: str, inputs: str) -> bool:
@@ -207,6 +209,19 @@ class RunDir:
         if manifest is None:
             raise UserError(f"Run {self.path} has no finished {stage} stage: run `sd-erase {command}` first.")
         return manifest
+
+    def anchors(self, concepts: Iterable[str]) -> dict[str, str]:
+        """What the training put in each concept's place.
+
+        Raises:
+            UserError: the run is not trained, or its manifest does not say it of one of `concepts`.
+        """
+        anchors = self.require("train", "train").get("anchor")
+        if not isinstance(anchors, dict) or not forms.fits(anchors, forms.ANCHORS) or not set(concepts) <= anchors.keys():
+            raise UserError(
+                f"Run {self.path} does not say what stands in the place of {', '.join(concepts)}: run `sd-erase train --run {self.path}` again."
+            )
+        return dict(anchors)
 
     def is_ours(self) -> bool:
         """Whether the folder is a run: it carries our mark, or it is one of a version that left none."""

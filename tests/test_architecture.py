@@ -22,6 +22,7 @@ PACKAGE = Path(sd_erase.__file__).parent
 FOUNDATION = {
     "errors",
     "terminal",
+    "forms",
     "jsonfile",
     "quiet",
     "yamlfile",

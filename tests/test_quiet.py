@@ -62,7 +62,7 @@ def watched(folder: Path, *commands: list[str], code: str = "") -> None:
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1]) == []
     assert [str(path.relative_to(folder)) for place in places.values() for path in place.rglob("*")] == []
-    assert {path.name for path in (folder / "work").iterdir()} <= {"outputs", "recipe.yaml"}
+    assert {path.name for path in (folder / "work").iterdir()} <= {"outputs", "recipe.yaml", FEW}
 
 
 def test_the_libraries_look_nothing_up(tmp_path: Path) -> None:
@@ -81,8 +81,26 @@ def test_training_drawing_measuring_and_exporting_look_nothing_up(tmp_path: Path
     )
 
 
+FEW = "few.txt"  # prompts: each image takes its time
+
+
 @pytest.mark.slow
-def test_every_other_command_looks_nothing_up(tmp_path: Path) -> None:
+def test_attacking_exporting_and_merging_look_nothing_up(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / FEW).write_text("a bicycle next to a dog\na red bicycle on the grass\n")
+    watched(
+        tmp_path,
+        ["demo", "--objective", "fast", "--prompts", FEW, "--images-per-prompt", "1"],
+        ["attack", "--prompts", FEW, "--steps", "1", "--images-per-prompt", "1"],
+        *(["export", "--to", to, "--force"] for to in ("comfyui", "lora", "lora-diff")),
+        ["train", "--concept", "apple", "--fast", "--run", "outputs/apple"],
+        ["merge", "outputs/apple", "outputs/bicycle-pocket-0001"],
+        ["inspect", "outputs/apple/encoder/text_encoder/model.safetensors"],
+    )
+
+
+@pytest.mark.slow
+def test_comparing_searching_and_reproducing_look_nothing_up(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     recipe = {
         "concepts": ["bicycle"], "methods": {"fast": {"train.objective": "fast"}}, "images": {"named": 1, "untouched": 1}, "prompts": 2,
@@ -90,15 +108,9 @@ def test_every_other_command_looks_nothing_up(tmp_path: Path) -> None:
     (tmp_path / "work" / "recipe.yaml").write_text(json.dumps(recipe))
     watched(
         tmp_path,
-        ["demo", "--objective", "fast", "--images-per-prompt", "1"],
-        ["attack", "--prompts", "bicycle", "--steps", "1", "--images-per-prompt", "1"],
-        *(["export", "--to", to] for to in ("comfyui", "lora", "lora-diff")),
-        ["train", "--concept", "apple", "--fast", "--run", "outputs/apple"],
-        ["merge", "outputs/apple", "outputs/bicycle-pocket-0001"],
-        ["inspect", "outputs/apple/encoder/text_encoder/model.safetensors"],
         ["compare", "recipe.yaml"],
         ["sweep", "--concept", "apple", "--set", "train.objective=fast", "--over", "train.weights.preserve=10,20"],
-        ["reproduce", "table6", "figure1", "figure5", "--set", "train.objective=fast"],
+        ["reproduce", "figure5", "cost", "--set", "train.steps=1"],
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, chain, digests, markdown, resources
+from sd_erase import bases, chain, digests, forms, jsonfile, markdown, resources
 from sd_erase.asked import prompt_files
 from sd_erase.attacks.prefix import encode_images, random_prefixes, search
 from sd_erase.concepts import read_concepts
@@ -28,7 +28,7 @@ from sd_erase.metrics.rates import share
 from sd_erase.metrics.verdicts import ENCODERS, doubts_of_attack
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.prompts import Prompt, read_prompt_files
-from sd_erase.rundir import RunDir, fingerprint, read_json, read_jsonl, write_json_atomic, write_jsonl_atomic, write_text_atomic
+from sd_erase.rundir import RunDir, fingerprint, read_jsonl, write_json_atomic, write_jsonl_atomic, write_text_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -220,10 +220,11 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     from sd_erase.pipeline import erased_pipeline, load_original
 
     progress = progress or NoProgress()
-    anchors = run.require("train", "train")["anchor"]
+    run.require("train", "train")
     links = chain.Chain(run, config, progress)
     links.require("train")
     concepts = read_concepts(run)
+    anchors = run.anchors([concept.name for concept in concepts])
     base, device = bases.resolve(config.base), resources.device(config.device)
     if len(base.encoders) > 1:
         raise UserError(
@@ -255,7 +256,7 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
         return known, erased, fingerprint(erased, anchors, named, dataclasses.asdict(config.attack), decided, code)
 
     if run.is_complete("attack", stamps(links.reads("attack"))[-1]) and links.holds("attack"):
-        return {**(run.read_manifest("attack") or {}), **read_json(run.report / "attack.json")}
+        return {**(run.read_manifest("attack") or {}), **jsonfile.read_as(run.report / "attack.json", forms.ATTACK)}
     original = load_original(base, device, torch.float32)
     erased = erased_pipeline(original, run)
     read = chain.Chain(run, config, progress).reads("attack")  # only now does a hub's model surely lie here

@@ -119,7 +119,11 @@ def merge(runs: Sequence[RunDir], run: RunDir, config: RunConfig, progress: Prog
         return run.require("train", "merge")
     run.reopen("train")
     concepts = [read_concepts(part) for part in runs]
-    anchors = {name: anchor for part in runs for name, anchor in (part.read_manifest("train") or {})["anchor"].items()}
+    anchors = {
+        name: anchor
+        for part, own in zip(runs, concepts, strict=True)
+        for name, anchor in part.anchors([concept.name for concept in own]).items()
+    }
     metadata = {
         "sd_erase.concept": ", ".join(concept.name for group in concepts for concept in group),
         "sd_erase.anchor": json.dumps(anchors, ensure_ascii=False),

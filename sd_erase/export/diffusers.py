@@ -13,7 +13,7 @@ from sd_erase import __version__, components
 from sd_erase.concepts import read_concepts
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
-from sd_erase.evaluation import render_markdown
+from sd_erase.evaluation import render_markdown, stored
 from sd_erase.export import compare
 from sd_erase.export.job import SHORT, Erased, Job, check_space, sha256
 from sd_erase.export.portable import make_portable
@@ -22,7 +22,7 @@ from sd_erase.folders import DESKTOP, MARK, entries, mark, mark_of, staging
 from sd_erase.formats import prefixed
 from sd_erase.hub import loading
 from sd_erase.progress import Progress
-from sd_erase.rundir import RunDir, read_json
+from sd_erase.rundir import RunDir
 
 
 def export(config: RunConfig, run: RunDir, progress: Progress | None = None) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _measured(job: Job) -> str:
     if (fault := job.links.fault("evaluate")) is not None:
         mend = job.links.mend(fault.stage, "evaluate", named=False)
         return f"No figures of this encoder are known ({fault.reason}): {mend}, then export again."
-    tables, _, _ = render_markdown(read_json(job.run.report / "evaluation.json")).partition("## Each prompt")
+    tables, _, _ = render_markdown(stored(job.run)).partition("## Each prompt")
     return tables.replace("# ", "## ").strip()
 
 
@@ -172,7 +172,7 @@ def _is_plain(phrase: str) -> bool:
 def model_card(job: Job) -> str:
     """The README of an exported folder: what was erased, how, what was measured, how to use it, its limits and licence."""
     concepts = read_concepts(job.run)
-    anchors = job.trained.get("anchor") or {}
+    anchors = stated if isinstance(stated := job.trained.get("anchor"), dict) else {}
     erased = [
         f"- **{concept.name}**: {', '.join(concept.phrases)}; in its place "
         + (f'"{anchors.get(concept.name)}"' if anchors.get(concept.name) else "nothing")

@@ -16,9 +16,11 @@ from sd_erase.bases import Base
 from sd_erase.clients import clients
 from sd_erase.concepts import read_concepts
 from sd_erase.config import RunConfig, dump
+from sd_erase.evaluation import stored
 from sd_erase.metrics.verdicts import GONE_RATE, KEPT_SHARE, judge_others, judge_target, percent
+from sd_erase.provenance import read_run
 from sd_erase.report.figures import curves, image_pairs
-from sd_erase.rundir import RunDir, fingerprint, read_json, write_json_atomic, write_text_atomic
+from sd_erase.rundir import RunDir, fingerprint, write_json_atomic, write_text_atomic
 from sd_erase.terminal import printable
 
 STAGE = "report"
@@ -44,7 +46,7 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
     trained = run.require("train", "train")
     exports = [f"export-{name}" for name in catalog.EXPORTS]
     manifests = {stage: run.read_manifest(stage) for stage in ("harvest", "train", "generate", "evaluate", *exports)}
-    record = _read_json(run.run) or {}
+    record = read_run(run)
     concepts = read_concepts(run) if run.concepts.is_file() else []
     links = chain.Chain(run, config, progress)
     evaluation, has_images, warnings = _evaluation(run, links)
@@ -208,11 +210,5 @@ def _evaluation(run: RunDir, links: chain.Chain) -> tuple[dict[str, Any] | None,
     notes += (run.read_manifest("generate") or {}).get("warnings", ())
     if counted is not None:
         return None, True, [links.shown(counted, "report"), *notes]
-    evaluation = _read_json(run.report / "evaluation.json")
+    evaluation = stored(run)
     return evaluation, True, [*evaluation.get("warnings", ()), *notes]
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        return None
-    return read_json(path)

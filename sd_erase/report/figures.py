@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sd_erase import forms, jsonfile
 from sd_erase.concepts import Concept
 from sd_erase.drawing import unreadable
 from sd_erase.errors import UserError
@@ -106,7 +107,11 @@ def _spread(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
 
 
 def _detections(path: Path) -> dict[str, list[dict[str, Any]]]:
-    return {row["image"]: row["detections"] for row in read_jsonl(path)} if path.is_file() else {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number, row in enumerate(read_jsonl(path) if path.is_file() else (), 1):
+        jsonfile.check(row, forms.DETECTED, path, f"line {number}")
+        found[row["image"]] = row["detections"]
+    return found
 
 
 def _pieces(prompt: str, concepts: Sequence[Concept]) -> list[tuple[str, bool]]:
@@ -161,7 +166,8 @@ def curves(path: Path, best_step: int | None) -> list[dict[str, Any]]:
     """
     series: dict[str, dict[str, list[tuple[int, float]]]] = {}
     if path.is_file():
-        for row in read_jsonl(path, finite=False):
+        for number, row in enumerate(read_jsonl(path, finite=False), 1):
+            jsonfile.check(row, forms.METRIC, path, f"line {number}")
             for name, value in {"loss": row.get("loss"), **row.get("terms", {})}.items():
                 if value is not None and math.isfinite(value):
                     series.setdefault(name, {}).setdefault(row["split"], []).append((row["step"], value))
