@@ -7,6 +7,7 @@ A base is named by a row ("pocket", "sd15"), a local diffusers folder (or that o
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sd_erase import formats, hub, modelfiles, onefile
 from sd_erase.errors import UserError
 from sd_erase.modelfiles import Facts
 
+HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w(?:[\w.\-]*\w)?/\w(?:[\w.\-]*\w)?", re.ASCII)  # what a hub takes for an id
 POCKET_FOLDER = Path(__file__).parent / "pocket" / "weights"
 CONFIGURATIONS = Path(__file__).parent / "configs"  # of what one-file checkpoints hold, so that they load without a hub
 
@@ -118,7 +120,7 @@ def resolve(name: str) -> Base:
         return _renamed(onefile.of_checkpoint(path), path.stem, str(path))
     if path.exists():
         raise UserError(f"Base {name} is no model: pass {', '.join(ROWS)}, a diffusers folder, a .safetensors file or a hub id.")
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if HUB_ID.fullmatch(name) and len(name) <= 96:
         return _of_folder(hub.folder_of(name), name, name.split("/")[1], name)
     raise UserError(
         f"Base {name!r} is unknown: pass {', '.join(ROWS)}, an existing diffusers folder or .safetensors file, or a hub id "

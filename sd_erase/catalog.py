@@ -119,7 +119,7 @@ def resolve(rows: dict[str, str], name: str, what: str) -> Any:
         sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise UserError(
             f"{what} {name!r} cannot be imported ({error}): pass MODULE:CLASS of a module that is installed."
         ) from error

@@ -642,7 +642,7 @@ class Change(click.ParamType):
             return value
         key, sign, text = value.partition("=")
         if not (sign and key and text):
-            self.fail(f"{value!r} is not of the form SETTING=VALUE, for example train.steps=40.", param, ctx)
+            self.fail(f"{value!r} is not of the form SETTING=VALUE: pass train.steps=40, for example.", param, ctx)
         try:
             return key, yamlfile.parse(text, f"The value of {key}")
         except UserError as error:
@@ -829,4 +829,4 @@ def inspect_command(file: Path, as_json: bool) -> None:
             else:
                 echo(one_line(f"{name.replace('_', ' ')}: {', '.join(map(str, value)) if isinstance(value, list) else value}"))
     if found["problems"]:
-        raise Failure(f"{file} is damaged: {found['problems'][0]}")
+        raise Failure(f"{file} is damaged: {found['problems'][0].rstrip('.')}; export or download it again.")

@@ -63,7 +63,10 @@ def read_recipe(path: str | Path) -> Recipe:
     values = yamlfile.read(path, "Recipe")
     fields = {item.name: item.default for item in dataclasses.fields(Recipe)}
     if not isinstance(values, dict) or not {"concepts", "methods"} <= values.keys() <= fields.keys():
-        raise UserError(f"Recipe {path} must be a mapping with concepts and methods, and at most {', '.join(sorted(fields))}.")
+        raise UserError(
+            f"Recipe {path} must be a mapping with concepts and methods, and at most {', '.join(sorted(fields))}: write `concepts: [apple]` "
+            "and `methods: {robust: {}}`, as the bundled recipes do."
+        )
     given: dict[str, Any] = {
         key: [value] if key in ("concepts", "seeds") and isinstance(value, (str, int)) else value for key, value in values.items()
     }
@@ -170,7 +173,9 @@ def _mapping(path: Path, values: dict[str, Any], key: str, kinds: tuple[type, ..
     """The mapping under `key` of a recipe, with values of `kinds`."""
     found = values.get(key, {})
     if not isinstance(found, dict) or not all(isinstance(item, kinds) for item in found.values()):
-        raise UserError(f"Recipe {path}: {key} must be a mapping, not {found!r}: see the bundled recipes.")
+        raise UserError(
+            f"Recipe {path}: {key} must be a mapping, not {shortened(found)}: write `{key}: {{NAME: VALUE}}` as the bundled recipes do."
+        )
     return found
 
 

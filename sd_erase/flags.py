@@ -67,7 +67,7 @@ class TermWeight(click.ParamType):
             return value
         term, sign, number = value.partition("=")
         if not (sign and term):
-            self.fail(f"{schema.shown(value)} is not of the form TERM=VALUE, for example preserve=20.", param, ctx)
+            self.fail(f"{schema.shown(value)} is not of the form TERM=VALUE: pass preserve=20, for example.", param, ctx)
         return term, schema.from_text(number, float)
 
 

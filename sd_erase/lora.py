@@ -151,7 +151,7 @@ def _refusal(path: Path, header: formats.Header, unknown: list[str]) -> UserErro
     denoiser = [name for name in unknown if DENOISER.match(name)]
     if denoiser and len(denoiser) == len(header.tensors):
         return UserError(
-            f"File {path} does not fit the text encoder: it is a LoRA of the denoiser alone, it changes none of its layers."
+            f"File {path} does not fit the text encoder: it is a LoRA of the denoiser alone, it changes none of its layers; pass an export of sd-erase."
         )
     if denoiser:
         return UserError(

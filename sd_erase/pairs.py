@@ -320,7 +320,9 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
         task.advance(images.checked)
     _report_missing(config, run, images)
     if not chosen["forget"]:
-        raise UserError(f"No caption of {config.harvest.dataset} that names a concept has a usable image: see {run.missing}.")
+        raise UserError(
+            f"No caption of {config.harvest.dataset} that names a concept has a usable image: restore those that {run.missing} lists."
+        )
     if not chosen["retain"]:
         raise UserError(
             f"Every image of {config.harvest.dataset} has a caption that names {_list(selected)}, so nothing is left to retain: "
@@ -593,7 +595,7 @@ def _report_missing(config: RunConfig, run: RunDir, images: _Images) -> None:
         first = images.bad[min(images.bad)]
         raise UserError(
             f"{len(images.bad)} of {images.checked} images of {config.harvest.dataset} are missing or corrupt (such as {first['image']}: "
-            f"{first['fault']}), more than harvest.max_missing_share {config.harvest.max_missing_share:.0%}: see {side_file}."
+            f"{first['fault']}), more than harvest.max_missing_share {config.harvest.max_missing_share:.0%}: restore those that {side_file} lists, or pass a larger --max-missing-share."
         )
 
 

@@ -103,5 +103,7 @@ def _states(own: dict[str, Any], source: Path) -> dict[str, dict[str, Any]]:
         width = state[f"{formats.PREFIX}final_layer_norm.weight"].shape[0]
         found = {name: state for name, encoder in own.items() if encoder.config.hidden_size == width}
     if len(found) > len(own) or not found.keys() <= own.keys() or not found:
-        raise UserError(f"File {source} holds no text encoder that this pipeline has ({', '.join(own)}).")
+        raise UserError(
+            f"File {source} holds no text encoder that this pipeline has ({', '.join(own)}): pass an export for its base."
+        )
     return found

@@ -112,6 +112,10 @@ def _sizes_of_checkpoint(path: Path, base: Base) -> dict[str, tuple[int, int]]:
 def _training(config: RunConfig, base: Base, device: str, names: Mapping[str, str]) -> list[Fault]:
     settings = config.train
     method = catalog.resolve(catalog.METHODS, settings.objective, "Objective")
+    lacking = [name for name in ("needs_images", "default_steps", "default_weights") if not hasattr(method, name)]
+    if lacking or not isinstance(method, type):
+        what = f"is {settings.objective}, which is no class of an objective" + (f" (no {lacking[0]})" if lacking else "")
+        return [Fault("train.objective", what, "name a class as docs/add-a-method.md shows")]
     faults = _weights(settings, method.default_weights)
     steps = settings.steps or method.default_steps
     if settings.lora_rank:

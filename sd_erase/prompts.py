@@ -180,7 +180,7 @@ def _text_of(path: Path) -> str:
         raise UserError(f"Prompts file {path}, line {line}, is not UTF-8 text ({byte!r}): save it as UTF-8.") from error
     if "\0" in text:
         raise UserError(
-            f"Prompts file {path}, line {1 + text[: text.index(chr(0))].count(chr(10))}, holds a NUL: it is no text file."
+            f"Prompts file {path}, line {1 + text[: text.index(chr(0))].count(chr(10))}, holds a NUL: it is no text file; pass one that is."
         )
     return text
 

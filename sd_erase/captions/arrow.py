@@ -67,7 +67,9 @@ def rows_of(path: Path, columns: Collection[str], image_column: str | None, want
         for number in range(table.metadata.num_row_groups):
             group = table.metadata.row_group(number)
             if group.total_byte_size > MAX_ROW * max(1, group.num_rows):
-                raise UserError(f"{path} has rows of more than {MAX_ROW >> 20} MB: it is no file of captions and photos.")
+                raise UserError(
+                    f"{path} has rows of more than {MAX_ROW >> 20} MB: it is no file of captions and photos; pass another with --dataset."
+                )
         for batch in table.iter_batches(batch_size=size, columns=names):
             yield from batch.to_pylist()
 

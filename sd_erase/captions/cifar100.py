@@ -119,7 +119,7 @@ def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
 def _load(path: Path) -> dict[bytes, Any]:
     with reading(path):
         if path.stat().st_size > MAX_ROW:
-            raise UserError(f"{path} is larger than {MAX_ROW >> 20} MB: it is no CIFAR-100 file.")
+            raise UserError(f"{path} is larger than {MAX_ROW >> 20} MB: it is no CIFAR-100 file; download it again.")
         try:
             content = path.read_bytes()
             _check_opcodes(content)

@@ -49,7 +49,9 @@ def texts_of(value: Any, file: Any, place: str, tally: Tally, what: str = "capti
         if text is None:
             tally.skip("null captions", place)
         elif not isinstance(text, str):
-            raise UserError(f"{file}, {place}: {one_line(what)} must be text or a list of texts, not {type(text).__name__}.")
+            raise UserError(
+                f"{file}, {place}: {one_line(what)} must be text or a list of texts, not {type(text).__name__}: write it in quotes."
+            )
         else:
             texts.append((number, text.strip()))
     return texts
@@ -78,7 +80,7 @@ def image_of(row: Mapping[str, Any], file: Any, place: str) -> str | None:
     if column is None:
         return None
     if not isinstance(row[column], str):
-        raise UserError(f"{file}, {place}: the image must be a path relative to the file.")
+        raise UserError(f"{file}, {place}: the image must be a path relative to the file: write images/a.jpg, for example.")
     return str(row[column])
 
 

@@ -29,7 +29,9 @@ class _Texts:
         quote = block.rfind(b'"')
         self._since = self._since + len(block) if quote < 0 else len(block) - quote
         if self._since > MAX_TEXT:
-            raise UserError(f"{self._path} has a value of more than {MAX_TEXT:,} bytes: it is no caption file.")
+            raise UserError(
+                f"{self._path} has a value of more than {MAX_TEXT:,} bytes: it is no caption file; pass another with --dataset."
+            )
         return block
 
 
@@ -162,7 +164,7 @@ def _kohya(file: Path, images: Images, tally: Tally) -> Iterator[Caption]:
     for path, row in parsed(file, "kvitems"):
         place = f"image {one_line(path[:60])}"
         if not isinstance(row, dict):
-            raise UserError(f"{file}, {place}: expected an object with caption or tags.")
+            raise UserError(f"{file}, {place}: expected an object with caption or tags: mend or remove it.")
         columns = [column for column in ("caption", "tags") if column in row]
         if not columns:
             tally.skip("rows without a caption", place)

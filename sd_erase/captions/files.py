@@ -60,7 +60,7 @@ def ended_lines(path: Path, newline: str) -> Iterator[str]:
                 line = stream.readline(MAX_TEXT)
                 if len(line) == MAX_TEXT:
                     raise UserError(
-                        f"{path}, line {number}, has a line of {MAX_TEXT:,} characters or more: it is no caption file."
+                        f"{path}, line {number}, has a line of {MAX_TEXT:,} characters or more: it is no caption file; pass another with --dataset."
                     )
                 if not line:
                     return
@@ -181,5 +181,7 @@ def take_out(folder: Path, name: str, content: bytes | None, source: Path) -> st
             with replacing(target) as temporary:
                 temporary.write_bytes(content)
     except OSError as error:  # the disk is full, or the archive's names are too long or name a file and a folder alike
-        raise UserError(f"{target} of {source} cannot be written ({error.strerror or error}).") from error
+        raise UserError(
+            f"{target} of {source} cannot be written ({error.strerror or error}): free space there, or correct the folder's permissions."
+        ) from error
     return str(target)

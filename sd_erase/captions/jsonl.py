@@ -34,9 +34,11 @@ def read(file: Path, tally: Tally) -> Iterator[Caption]:
         try:
             row = json.loads(line, object_pairs_hook=table)
         except ValueError as error:
-            raise UserError(f"{file}, {place}: no JSON ({' '.join(str(error).split())[:120]}).") from error
+            raise UserError(
+                f"{file}, {place}: no JSON ({' '.join(str(error).split())[:120]}): mend or remove that line."
+            ) from error
         except RecursionError as error:
-            raise UserError(f"{file}, {place}: JSON nested too deeply.") from error
+            raise UserError(f"{file}, {place}: JSON nested too deeply: remove that line.") from error
         if not isinstance(row, dict):
             raise UserError(f"{file}, {place}: no caption; expected an object with one of {', '.join(TEXT)}.")
         yield from captions_of_row(row, number, place, file, tally)

@@ -78,7 +78,7 @@ def _members(shard: Path, wanted: Collection[str], tally: Tally) -> Iterator[dic
             is_text = suffix.lower() in _TEXTS
             if member.size > (MAX_TEXT if is_text else MAX_ROW):
                 raise UserError(
-                    f"{shard} holds a file of {member.size:,} bytes ({member.name[:80]!r}): it is no shard of captions."
+                    f"{shard} holds a file of {member.size:,} bytes ({member.name[:80]!r}): it is no shard of captions; pass another with --dataset."
                 )
             take = is_text or f"{shard.stem}/{base}.{suffix.lower()}#0" in wanted
             content = archive.extractfile(member).read() if take else b""  # type: ignore[union-attr]  # a regular file has one

@@ -60,7 +60,7 @@ def from_card(values: Any, where: str) -> Concept:
     """
     if not isinstance(values, dict):
         raise UserError(
-            f"{where} must be a mapping of a card's keys ({', '.join(_FIELDS)}), not {shown(values)}; a list of names is a .txt file."
+            f"{where} must be a mapping of a card's keys ({', '.join(_FIELDS)}), not {shown(values)}: write `name: ...`; a list of names is a .txt file."
         )
     for key in values:
         if key not in _FIELDS:

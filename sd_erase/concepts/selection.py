@@ -158,7 +158,7 @@ def read_concept_file(path: Path, kind: str, exact: bool = True) -> dict[str, Co
         )
     if path.stat().st_size > MAX_FILE:
         raise UserError(
-            f"Concept file {path} has {path.stat().st_size:,} bytes: a card or list of names has {MAX_FILE:,} at most."
+            f"Concept file {path} has {path.stat().st_size:,} bytes: a card or list of names has {MAX_FILE:,} at most; split it."
         )
     where = f"Concept file {path}"
     lines = _named_lines(path) if path.suffix.lower() in NAME_LISTS else []

@@ -82,7 +82,9 @@ def check_entry(entry: str, where: str) -> str:
     for named in re.findall(r"\{([^{}|]+)\}", kept):
         near = [] if named in CHOICES else difflib.get_close_matches(named, CHOICES, n=1, cutoff=0.8)
         if near:
-            raise UserError(f"{where} {shown(entry)} names a choice {{{named}}} that does not exist: did you mean {{{near[0]}}}?")
+            raise UserError(
+                f"{where} {shown(entry)} names a choice {{{named}}} that does not exist: did you mean {{{near[0]}}}? Write that."
+            )
     return kept
 
 

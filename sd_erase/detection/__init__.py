@@ -65,7 +65,9 @@ def read_card(name: str | Path) -> Card:
     path = resources.find("detectors", name)
     values = yamlfile.read(path, "Detector card")
     if not isinstance(values, dict):
-        raise UserError(f"Detector card {path} is no mapping of settings: see the bundled cards.")
+        raise UserError(
+            f"Detector card {path} is no mapping of settings: write `name:`, `kind:`, `weights:` and so on, as the bundled cards do."
+        )
     keys = {item.name: item for item in dataclasses.fields(Card) if item.name != "folder"}
     for key in values:
         if key not in keys:
@@ -83,12 +85,14 @@ def _check_texts(values: dict[str, Any], path: Path) -> None:
     """The types of a card's texts, lists and maps; its numbers are checked where a setting may replace them."""
     for key in ("name", "kind", "weights", "licence", "architecture"):
         if not isinstance(values.get(key, ""), str) or not values.get(key, "x"):
-            raise UserError(f"Detector card {path}: {key} must be a text, not {shortened(values[key])}.")
+            raise UserError(f"Detector card {path}: {key} must be a text, not {shortened(values[key])}: write it in quotes.")
     names, labels = values.get("names") or [], values.get("labels") or {}
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"Detector card {path}: names must be a list of texts, not {shortened(names)}.")
+        raise UserError(f"Detector card {path}: names must be a list of texts, not {shortened(names)}: write `names: [a, b]`.")
     if not isinstance(labels, dict) or not all(isinstance(text, str) for pair in labels.items() for text in pair):
-        raise UserError(f"Detector card {path}: labels must map its labels to ours, not {shortened(labels)}.")
+        raise UserError(
+            f"Detector card {path}: labels must map its labels to ours, not {shortened(labels)}: write `labels: {{theirs: ours}}`."
+        )
 
 
 def _checked(card: Card, where: str) -> Card:
@@ -96,12 +100,12 @@ def _checked(card: Card, where: str) -> Card:
         raise unknown_choice(f"Detector card {where}: kind", card.kind, catalog.DETECTORS)
     if type(card.image_size) is not int or not 32 <= card.image_size <= MAX_IMAGE_SIZE or card.image_size % 32:
         raise UserError(
-            f"Detector {where}: image size {shortened(card.image_size)} is no multiple of 32 pixels from 32 to {MAX_IMAGE_SIZE}."
+            f"Detector {where}: image size {shortened(card.image_size)} is no multiple of 32 pixels from 32 to {MAX_IMAGE_SIZE}: write one."
         )
     for key in ("confidence", "iou"):
         value = getattr(card, key)
         if not isinstance(value, (int, float)) or not 0 < value < 1:
-            raise UserError(f"Detector {where}: {key} {shortened(value)} is not between 0 and 1.")
+            raise UserError(f"Detector {where}: {key} {shortened(value)} is not between 0 and 1: write such a number.")
     return card
 
 

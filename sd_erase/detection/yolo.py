@@ -55,7 +55,9 @@ class YoloDetector:
         else:
             raise UserError(f"Detector {card.name}: weights {card.weights} are neither .safetensors nor .pt: name such a file.")
         if set(card.labels) - set(names):
-            raise UserError(f"Detector {card.name} maps labels that it does not have: {sorted(set(card.labels) - set(names))}.")
+            raise UserError(
+                f"Detector {card.name} maps labels that it does not have: {sorted(set(card.labels) - set(names))}: remove them from its card."
+            )
         self._settings, self._names, self._device = card, names, device
         self._model = model.float().eval().to(device)
         self.labels = our_labels(names, card)
@@ -103,7 +105,7 @@ def _from_safetensors(card: Card) -> tuple[Any, list[str], Path]:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise UserError(
-            f"Detector {card.name}: {weights.name} does not fit {architecture.name} ({' '.join(str(error).split())[:300]})."
+            f"Detector {card.name}: {weights.name} does not fit {architecture.name} ({' '.join(str(error).split())[:300]}): name both in its card as they were saved together."
         ) from error
     return model, names, weights
 
@@ -127,10 +129,12 @@ def _architecture(path: Path, what: str) -> dict[str, Any]:
     if not all(isinstance(factor, (int, float)) and 0 < factor <= MOST_FACTOR for factor in factors):
         raise UserError(f"{what} {path} has a depth or a width that is no number up to {MOST_FACTOR}: use ultralytics' own.")
     if description.get("activation") and not ACTIVATION.fullmatch(str(description["activation"])):
-        raise UserError(f"{what} {path} has an activation that is no layer of torch.nn: {shortened(description['activation'])}.")
+        raise UserError(
+            f"{what} {path} has an activation that is no layer of torch.nn: {shortened(description['activation'])}; use ultralytics' own."
+        )
     for _, number, name, _ in rows:
         if not _is_layer(str(name)):
-            raise UserError(f"{what} {path} names {shortened(name)}, which is no layer.")
+            raise UserError(f"{what} {path} names {shortened(name)}, which is no layer: use ultralytics' own description.")
         if type(number) is not int or not 1 <= number <= MOST_REPEATS:
             raise UserError(f"{what} {path} repeats a layer {shortened(number)} times: write 1 to {MOST_REPEATS}.")
     return dict(description)

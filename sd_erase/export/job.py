@@ -95,7 +95,7 @@ class Job:
         base = bases.resolve(config.base)
         if base.family in bases.IMAGE_TEXT:
             raise UserError(
-                f"Base {base.name} is no image generator, so there is nothing to load its encoder into: what was trained lies in {run}."
+                f"Base {base.name} is no image generator, so there is nothing to load its encoder into: what was trained lies in {run}; to draw with it, train one of a Stable Diffusion model with --base."
             )
         links = chain.Chain(run, config, progress)
         links.require("train")

@@ -195,7 +195,9 @@ def _extracted(
                 total += float(change.square().sum())
                 task.advance()
     if not total:
-        raise UserError(f"Run {job.run} changed no weight: there is nothing to extract.")
+        raise UserError(
+            f"Run {job.run} changed no weight, so there is nothing to extract: run `sd-erase train` with more --steps."
+        )
     losses = {count: float((share / total).clamp_min(0).sqrt()) for count, share in enumerate(lost) if count}
     return tensors, {**losses, rank: losses.get(rank, 0.0)}
 

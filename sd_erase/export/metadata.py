@@ -61,7 +61,8 @@ def inspect_file(path: Path, progress: Progress | None = None) -> dict[str, Any]
     found = numbers.scan(header, progress)
     kind, details, notes, problems = _recognise(header, found)
     integrity = integrity_of(header)
-    problems = [*numbers.not_finite(found), *problems, *integrity.problems]
+    empty = [] if header.tensors else ["It holds no tensor: export or download it again."]
+    problems = [*empty, *numbers.not_finite(found), *problems, *integrity.problems]
     notes += integrity.notes
     notes += lost_statement(metadata, details.get("layers") is not None or "text encoder" in kind.partition(" without ")[0])
     return {

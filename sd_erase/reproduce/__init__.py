@@ -93,7 +93,9 @@ def read_recipe(
     values = yamlfile.read(path, "Recipe")
     known = {item.name: item for item in dataclasses.fields(Recipe)}
     if not isinstance(values, dict) or "title" not in values or values.keys() - known.keys():
-        raise UserError(f"Recipe {path} must be a mapping with a title, and at most {', '.join(sorted(known))}.")
+        raise UserError(
+            f"Recipe {path} must be a mapping with a title, and at most {', '.join(sorted(known))}: write `title: ...` as the bundled recipes do."
+        )
     for key, kind in {
         "seeds": list,
         "paper": list,
@@ -104,7 +106,7 @@ def read_recipe(
     }.items():
         if not isinstance(values.get(key, kind()), kind):
             what = "list" if kind is list else "mapping"
-            raise UserError(f"Recipe {path}: {key} must be a {what}, not {values[key]!r}: see the bundled recipes.")
+            raise UserError(f"Recipe {path}: {key} must be a {what}, not {values[key]!r}: write one as the bundled recipes do.")
         if kind is list and key in values:
             values[key] = tuple(values[key])
     values["methods"] = {name: settings or {} for name, settings in (values.get("methods") or {}).items()}

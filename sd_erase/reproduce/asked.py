@@ -129,7 +129,7 @@ def _check_size(asked: Sequence[str], name: str, value: Any) -> None:
         kind = Mapping if name == "prompts" and each in OWN_PROMPTS else WORDS.get(name, int)
         if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 1):
             wanted = {int: "a whole number of 1 or more", str: "a name or a folder"}.get(kind, "a mapping")
-            raise UserError(f"--set sizes.{name} is {value!r} and {each} reads {wanted}: pass that.")
+            raise UserError(f"--set sizes.{name} is {value!r}, which {each} cannot read: pass {wanted}.")
 
 
 def _resolved(recipe: Recipe) -> dict[str, dict[str, Any]]:
