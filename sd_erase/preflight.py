@@ -113,7 +113,7 @@ def _training(config: RunConfig, base: Base, device: str, names: Mapping[str, st
     settings = config.train
     method = catalog.resolve(catalog.METHODS, settings.objective, "Objective")
     lacking = [name for name in ("needs_images", "default_steps", "default_weights") if not hasattr(method, name)]
-    if lacking or not isinstance(method, type):
+    if lacking or not callable(method):
         what = f"is {settings.objective}, which is no class of an objective" + (f" (no {lacking[0]})" if lacking else "")
         return [Fault("train.objective", what, "name a class as docs/add-a-method.md shows")]
     faults = _weights(settings, method.default_weights)
