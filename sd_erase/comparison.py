@@ -229,9 +229,7 @@ class _Bench:
             if group == "anchor" or not self._images(group):
                 continue
             paths, captions = self._draw(config, erased, prompts, run.path / "probes" / group, group, stamp)
-            cell["groups"][group] = answers(
-                group, captions, detect_files(detector, paths, f"{group} detections", self.progress)[0], found, detector
-            )
+            cell["groups"][group] = self._counted(group, captions, paths, found, detector)
             if group == "untouched":
                 cell["groups"][group]["psnr"] = statistics.median(psnr(self.paths[key, group], paths))
             if group == "named" and "anchor" in groups:
@@ -249,6 +247,12 @@ class _Bench:
         cell["peak_memory_mb"] = trained["peak_memory_mb"]
         cell["clip_similarity"] = _similarity(run)
         return cell
+
+    def _counted(
+        self, group: str, prompts: Sequence[str], paths: Sequence[Path], concepts: list[Concept], detector: Detector
+    ) -> dict[str, Any]:
+        seen, pictures = detect_files(detector, paths, f"{group} detections", self.progress)
+        return answers(group, prompts, seen, pictures, concepts, detector)
 
     def _shared(self, config: RunConfig) -> tuple[Any, Detector, Coherence]:
         if not self._models:
@@ -307,9 +311,7 @@ class _Bench:
             on_anchor = group in ("anchor", REDRAWN)
             # what stands beside the concept is the prompt's own matter: "an apple laptop" asks for no apple, "an apple thing" would
             asked = [prompt for prompt in groups["named"] for _ in range(self._images("named"))] if on_anchor else captions
-            result[group] = answers(
-                group, asked, detect_files(detector, paths, f"{group} detections", self.progress)[0], found, detector
-            )
+            result[group] = self._counted(group, asked, paths, found, detector)
             if on_anchor:
                 features = coherence.features(paths)
                 result[group]["clip_score"] = coherence.clip_score(features, captions)
@@ -431,7 +433,7 @@ def _pooled(cells: Sequence[dict[str, Any]], group: str, name: str) -> dict[str,
     for seed, each in counts:
         so_far = by_seed.setdefault(seed, [0, 0])
         so_far[0], so_far[1] = so_far[0] + each["count"], so_far[1] + each["n"]
-    rates = [count / number for count, number in by_seed.values()]
+    rates = [count / number for count, number in by_seed.values() if number]
     count = sum(each["count"] for _, each in counts)
     low, high = wilson(count, n)
     return {"count": count, "n": n, "rate": count / n, "low": low, "high": high, "seeds": [min(rates), max(rates)]}
@@ -446,8 +448,11 @@ def _pooled_attack(cells: Sequence[dict[str, Any]], arm: str) -> dict[str, Any] 
 def _ratio(cells: Sequence[dict[str, Any]], group: str, name: str, against: str) -> float | None:
     """Of what the original draws in group `against`, how much the erased model draws in `group`."""
     pairs = [(cell["groups"][group][name], cell["original"][against][name]) for cell in cells if group in cell["groups"]]
-    before = sum(original["count"] for _, original in pairs)
-    return sum(erased["count"] for erased, _ in pairs) / before if before else None
+    shown = [(erased, original) for erased, original in pairs if erased["n"]]  # images of a single colour show nothing
+    before, after = sum(original["count"] for _, original in shown), sum(erased["count"] for erased, _ in shown)
+    # as many on both sides, less the images that were left out
+    size = sum(original["n"] for _, original in shown) / max(1, sum(erased["n"] for erased, _ in shown))
+    return after * size / before if before else None
 
 
 COLUMNS = (
@@ -506,8 +511,23 @@ def render(result: dict[str, Any]) -> str:
                 *([row["method"], *(_cell(row[key], key) for _, key in COLUMNS)] for row in result["rows"]),
             ],
         ),
+        *_left_out(result),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _left_out(result: dict[str, Any]) -> list[str]:
+    """Lines on the images that no figure counts, of the original's and each method's."""
+    counts = {"original": sum(group.get("flat", 0) for one in result["original"].values() for group in one.values())}
+    for cell in result["cells"]:
+        flat = sum(group.get("flat", 0) for group in cell["groups"].values())
+        counts[cell["method"]] = counts.get(cell["method"], 0) + flat
+    said = [
+        f"{markdown.text(name)}: {count} images of a single colour, as where numbers overflow, are left out; they show nothing."
+        for name, count in counts.items()
+        if count
+    ]
+    return ["", *said] if said else []
 
 
 def _percent(rate: float) -> str:

@@ -26,6 +26,7 @@ from sd_erase.prompts import read_prompts
 
 if TYPE_CHECKING:
     from sd_erase.detection import Detection, Detector
+    from sd_erase.evaluation import Picture
 
 PROMPTS = 50  # of a concept that no list ships for
 UNTOUCHED = 100
@@ -145,6 +146,7 @@ def answers(
     group: str,
     prompts: Sequence[str],
     found: Sequence[Sequence[Detection]],
+    pictures: Sequence[Picture],
     concepts: Sequence[Concept],
     detector: Detector,
 ) -> dict[str, Any]:
@@ -154,16 +156,21 @@ def answers(
         group: its name.
         prompts: the prompt of each image.
         found: the detections of each image.
+        pictures: of each image whether it is of a single colour: such a one shows nothing, and is left out.
         concepts: what is erased.
         detector: which labels it knows.
 
     Returns:
         ``target`` (share of images with an erased concept; in several-concept runs any of them), ``companions`` (share of the
         other named objects that are found), ``doubled``, ``unnamed``; each a count and a number. For the group "senses",
-        ``companions`` are the spared things ("an apple phone" asks for a phone).
+        ``companions`` are the spared things ("an apple phone" asks for a phone). ``flat`` is the number of images left out.
     """
     from sd_erase.evaluation import compare
 
+    told = [number for number, picture in enumerate(pictures) if not picture.flat]
+    prompts, found, flat = [prompts[number] for number in told], [found[number] for number in told], len(pictures) - len(told)
+    if not told:
+        return {name: {"count": 0, "n": 0} for name in ("target", "companions", "doubled", "unnamed")} | {"flat": flat}
     index = [{"prompt": prompt, "prompt_index": number} for number, prompt in enumerate(prompts)]
     cards = all_cards().values()
     result = compare(index, found, None, concepts, cards, detector.labels)
@@ -178,6 +185,7 @@ def answers(
         "companions": {key: rows["others"][key] for key in ("count", "n")} if "others" in rows else {"count": 0, "n": 0},
         "doubled": {key: surplus["doubled"][key] for key in ("count", "n")},
         "unnamed": {key: surplus["unnamed"][key] for key in ("count", "n")},
+        "flat": flat,
     }
 
 

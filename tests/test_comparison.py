@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -13,12 +14,14 @@ from PIL import Image
 from sd_erase import bases
 from sd_erase.captions.pocket import render
 from sd_erase.cli import main
-from sd_erase.comparison import Recipe, compare, read_recipe
+from sd_erase.comparison import Recipe, _row, compare, read_recipe
 from sd_erase.comparison import render as as_markdown
 from sd_erase.comparison_recipe import config_of
 from sd_erase.concepts import Concept, concept_named, load_concepts
+from sd_erase.detection import Detection, Detector
 from sd_erase.errors import UserError
-from sd_erase.probes import Coherence, probes, psnr, unlisted_words
+from sd_erase.evaluation import Picture
+from sd_erase.probes import Coherence, answers, probes, psnr, unlisted_words
 from sd_erase.resources import names
 
 POCKET = bases.resolve("pocket")
@@ -230,3 +233,39 @@ def test_one_concept_and_one_seed_need_no_list(tmp_path: Path) -> None:
 
 def test_a_concept_that_nobody_lists_has_no_unlisted_words() -> None:
     assert unlisted_words(Concept("zebra", words=("zebra",))) == []
+
+
+def test_images_of_a_single_colour_are_left_out_of_a_comparison_and_said() -> None:
+    """A method whose numbers overflow draws black images, in which no detector finds the concept."""
+
+    class Labels:
+        labels = frozenset({"bicycle", "dog"})
+
+    def box(label: str) -> Detection:
+        return Detection("", label, 0.9, (0.0, 0.0, 8.0, 8.0))
+
+    prompts = ["a bicycle next to a dog", "a bicycle and a dog", "a dog and a bicycle"]
+    found = [[], [box("bicycle"), box("dog")], [box("dog")]]
+    pictures = [Picture(flat, "") for flat in (True, False, False)]
+    bicycle = concept_named("bicycle")
+    counted = answers("named", prompts, found, pictures, [bicycle], cast(Detector, Labels()))
+    assert (counted["target"], counted["companions"]["n"], counted["flat"]) == ({"count": 1, "n": 2}, 2, 1)
+    nothing = answers("named", prompts, found, [Picture(True, "")] * 3, [bicycle], cast(Detector, Labels()))
+    assert (nothing["target"], nothing["flat"]) == ({"count": 0, "n": 0}, 3)
+
+    def cell(method: str, named: dict[str, Any]) -> dict[str, Any]:
+        groups = {"named": named}
+        return {"method": method, "seed": 0, "concepts": "bicycle", "groups": groups, "original": {"anchor": counted}, "seconds": 1.0,
+                "clip_similarity": None}  # fmt: skip
+
+    cells = [cell("good", {**counted, "flat": 0}), cell("black", nothing)]
+    recipe = {"concepts": ["bicycle"], "seeds": [0], "images": {"named": 1}}
+    rows = [_row(each["method"], [each]) for each in cells]
+    original = {"bicycle": {"named": {**counted, "flat": 0}, "anchor": {**counted, "flat": 0}}}
+    text = as_markdown({"title": "t", "recipe": recipe, "original": original, "cells": cells, "rows": rows})
+    (black,) = (line for line in text.splitlines() if line.startswith("| black"))
+    assert (
+        {black.split("|")[column].strip() for column in (2, 4)} == {"–"}
+        and "black: 3 images of a single colour" in text
+        and "good:" not in text
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from sd_erase import chain, resources
 from sd_erase.detection import load_detector
 from sd_erase.drawing import Settings, base_stamp, precision
+from sd_erase.errors import UserError
 from sd_erase.evaluation import detect_files
 from sd_erase.images import draw
 from sd_erase.metrics.rates import wilson
@@ -63,15 +64,19 @@ def detection(recipe: Recipe, bench: Bench) -> Experiment:
     detector = load_detector(bench.base.detector, device=resources.device(bench.device))
     count, images = int(recipe.sizes.get("prompts", PROMPTS)), int(recipe.sizes.get("images", IMAGES))
     side, erasures = next(iter(recipe.concepts.items()))
-    rows, seed = [], recipe.seeds[0]
+    rows, flat, seed = [], list[str](), recipe.seeds[0]
     for concept in erasures:
         prompts = [prompt.text for prompt in read_prompts(concept)][:count]
         captions = [prompt for prompt in prompts for _ in range(images)]
         for name, own in encoders(recipe):
             run = None if own is None else bench.run(own, concept, seed, side)
             paths = generator.draw(run, prompts, images, concept)
-            seen = detect_files(detector, paths, f"{concept} detections", bench.progress)[0]
-            result = answers("named", captions, seen, bench.concepts(concept), detector)
+            seen, pictures = detect_files(detector, paths, f"{concept} detections", bench.progress)
+            result = answers("named", captions, seen, pictures, bench.concepts(concept), detector)
+            if result["flat"]:
+                flat.append(f"{concept}, {name}: {result['flat']} images of a single colour are left out; they show nothing.")
+            if not result["target"]["n"]:
+                continue
             target, others = result["target"], result["companions"]
             low, high = wilson(target["count"], target["n"])
             rows.append(
@@ -84,9 +89,12 @@ def detection(recipe: Recipe, bench: Bench) -> Experiment:
                     "companions detected %": 100 * others["count"] / others["n"] if others["n"] else None,
                 }
             )
+    if not rows:
+        raise UserError("Every image that was drawn is of a single colour, as where numbers overflow: pass --device cpu.")
     notes = [
         f"{count} captions a concept, {images} images a caption, the same noise for every encoder; detector {bench.base.detector} at its "
         "card's confidence; Wilson's 95 % interval over images.",
         "Companions: the other objects that the captions name; an erasure should leave them where the original draws them.",
+        *flat,
     ]
     return Experiment(list(rows[0]), rows, notes=notes)
