@@ -177,7 +177,8 @@ def test_a_spared_entry_of_the_greatest_length_is_kept_and_a_longer_one_refused(
     choices = "{" + "|".join("y" * 9 for _ in range(999)) + "|123} y"
     longest = choices + "y" * (10_000 - len(choices))
     assert len(longest) == 10_000 and check_entry(longest, "Entry") == longest
-    assert told(check_entry, longest + "y", "Entry").endswith("has 10,001 characters: write 10,000 at most.")
+    cut = f"{longest[:27]}...{(longest + 'y')[-28:]}"
+    assert told(check_entry, longest + "y", "Entry") == f"Entry {cut!r} has 10,001 characters: write 10,000 at most."
     says = "Entry '{a} {colours} x' names a choice {colours} that does not exist: did you mean {colour}?"
     assert told(check_entry, "{a} {colours} x", "Entry") == says
     assert check_entry("{colourings} {a} x", "Entry") == "{colourings} {a} x"  # a choice of one, too far from any
@@ -198,6 +199,20 @@ def test_a_file_of_names_is_refused_in_these_sentences(load: Callable[..., list[
     Path("names.txt").write_text("\n".join(f"zorp{number}" for number in range(MAX_ENTRIES + 1)))
     many = "Concept file names.txt has 5,001 concepts: write 5,000 at most."
     assert told(load_concepts, config) == many
+
+
+def test_a_word_of_a_card_in_a_list_is_asked_about_in_this_sentence(load: Callable[..., list[Concept]]) -> None:
+    start = "Concept file names.txt: concept"
+    assert told(load, "panda\n", "names.txt").startswith(
+        f"{start} 'panda' is one of several words on the card 'bear': write bear there to"
+    )
+    says = f"{start} 'bycicle' is near 'bicycle', which has a card: did you mean bicycle? Write bicycle there, or --exact to erase what you wrote."
+    assert told(load, "bycicle\n", "names.txt") == says
+    card = "{name: zorp, words: [zorp], synonyms: [glimmer]}"
+    own = "Concept 'glimmer' is one of several words on the card 'zorp': pass --concept zorp to erase all that the card names, or --exact to erase this word alone."
+    assert told(load, card, concepts=("glimmer",)) == own
+    assert [concept.name for concept in load(card, concepts=("glimmer",), exact=True)] == ["glimmer"]
+    assert told(load, "name: [x").startswith("Concept file card.yaml is not YAML")
 
 
 def test_a_concept_file_may_have_its_greatest_size_and_no_byte_more(load: Callable[..., list[Concept]]) -> None:
@@ -231,6 +246,14 @@ def test_lines_of_a_file_that_name_nothing_are_left_out(load: Callable[..., list
         ({"concepts": ("tedy bear",)},
          "Concept 'tedy bear' is near 'teddy bear', which has a card: did you mean teddy bear? Pass --concept 'teddy bear', or "
          "--exact to erase what you wrote."),
+        ({"concepts": ("panda",)},
+         "Concept 'panda' is one of several words on the card 'bear': pass --concept bear to erase all that the card names, or --exact "
+         "to erase this word alone, for which no detector's label is known then."),
+        ({"concepts": ("guys",)},
+         "Concept 'guys' is one of several words on the cards 'man' and 'person': pass --concept man or pass --concept person to erase all "
+         "that the card names, or --exact to erase this word alone, for which no detector's label is known then."),
+        ({"concepts": ("a dog",)},
+         "Concept 'a dog' is near 'dog', which has a card: did you mean dog? Pass --concept dog, or --exact to erase what you wrote."),
         ({"concepts": ("dog", "cat"), "anchor": "cat"},
          "Anchor 'cat' of concept 'dog' names 'cat', which is to be erased: pass --anchor with a word that names neither, such as object."),
         ({"concepts": ("dog",), "anchor": "a|b"},
@@ -310,7 +333,9 @@ def test_a_name_is_a_slip_only_where_its_words_do_not_exist() -> None:
         None,
         None,
     ]
-    assert meant("zorpp", "object", [Concept("zorp", words=("zorp",))]) == "zorp"
+    zorp = Concept("zorp", words=("zorp",))
+    assert meant("zorpp", "object", [zorp]) == "zorp" and meant("zorp", "object", [zorp]) is None
+    assert meant("a hotdog", "object") == "hotdog" and meant("the zorp", "object", [zorp]) == "zorp"
     assert packaged_card("cell  Phone") == packaged_card("cellphones") == all_cards()["cell phone"]
 
 
@@ -334,6 +359,8 @@ def test_inflections_come_in_this_order() -> None:
     assert inflections("indices") == ("indices", "index", "indexes")
     assert inflections("zorp cacti") == ("zorp cacti", "zorp cactus", "zorp cactuses")
     assert inflections("passers-by") == ("passers-by", "passer-by")
+    assert inflections("alibi") == ("alibi", "alibis")
+    assert inflections("zorpi") == ("zorpi", "zorpis")  # not every i is an older plural's
     assert inflections("shorts") == ("shorts",)
     assert inflections("fox's") == ("fox's",)
 
@@ -394,6 +421,7 @@ def test_the_nouns_of_the_cards_hold_each_once() -> None:
         ("apple unless {ball}", {""}),
         ("salt & apple", {""}),
         ("out of the apple tree", {""}),
+        ("a day apple", {""}),
         ("apple on plate", {"apple on plate"}),  # a function word inside is none at the end
     ],
 )
@@ -497,6 +525,8 @@ def test_a_spared_use_is_one_in_a_script_without_spaces() -> None:
         (("bike \u81ea",), "abike \u81ea, bike \u81ea\u884c", ["bike \u81ea"]),
         (("\uc790\uc804\uac70",), "\uc0c8\uc790\uc804\uac70 \uc790\uc804\uac70\ub97c", ["\uc790\uc804\uac70"]),  # no end of another word
         (("\u00e5ngstr\u00f6m",), "Angstrom, \u00c5NGSTR\u00d6M, a\u030angstr\u00f6m", ["Angstrom", "\u00c5NGSTR\u00d6M", "a\u030angstr\u00f6m"]),
+        (("\uc790 bike \uac70",), "\uc790 bike \uac70\ub97c", ["\uc790 bike \uac70"]),
+        (("zorp",), "\u017borp, zo\u0301rp", ["\u017borp", "zo\u0301rp"]),
         (("zo\u00eb",), "Zoe\u0308, zoe", ["Zoe\u0308", "zoe"]),
         (("dog",), "dog\u200bdog", ["dog", "dog"]),
     ],
