@@ -125,9 +125,10 @@ def _original(job: Job, erased: Erased, kinds: tuple[str, ...]) -> dict[str, Any
         key for key in erased.keys if key not in carried and not torch.equal(original[key].float(), erased.tensor(key).float())
     ]
     if lost:
+        linear = "weights and biases" if "bias" in kinds else "weights"
         raise UserError(
             f"A {job.config.export.to} file cannot hold the change of {len(lost)} tensors, first {lost[0]} (objective "
-            f"{job.objective} changes more than linear {' and '.join(kinds)}s): pass --to comfyui, a1111 or diffusers."
+            f"{job.objective} changes more than linear {linear}): pass --to comfyui, a1111 or diffusers."
         )
     return original
 
