@@ -113,7 +113,7 @@ def test_what_a_card_leaves_out_is_that_of_its_kind(load: Callable[..., list[Con
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("- 3", f" must be a mapping of a card's keys ({FIELDS}), not 3; a list of names is a .txt file."),
+        ("- 3", f" must be a mapping of a card's keys ({FIELDS}), not 3: write `name: ...`; a list of names is a .txt file."),
         ("name: x\nwrods: [y]", f": key 'wrods' is unknown (did you mean 'words'?); choose one of: {FIELDS}."),
         ("name: [a]", ": name must be text, not ['a']: write it in quotes."),
         ("name: null", ": name must be text, not None: write it in quotes."),
@@ -179,7 +179,7 @@ def test_a_spared_entry_of_the_greatest_length_is_kept_and_a_longer_one_refused(
     assert len(longest) == 10_000 and check_entry(longest, "Entry") == longest
     cut = f"{longest[:27]}...{(longest + 'y')[-28:]}"
     assert told(check_entry, longest + "y", "Entry") == f"Entry {cut!r} has 10,001 characters: write 10,000 at most."
-    says = "Entry '{a} {colours} x' names a choice {colours} that does not exist: did you mean {colour}?"
+    says = "Entry '{a} {colours} x' names a choice {colours} that does not exist: did you mean {colour}? Write that."
     assert told(check_entry, "{a} {colours} x", "Entry") == says
     assert check_entry("{colourings} {a} x", "Entry") == "{colourings} {a} x"  # a choice of one, too far from any
 
@@ -218,7 +218,7 @@ def test_a_word_of_a_card_in_a_list_is_asked_about_in_this_sentence(load: Callab
 def test_a_concept_file_may_have_its_greatest_size_and_no_byte_more(load: Callable[..., list[Concept]]) -> None:
     text = "zorp\n#" + "y" * (MAX_FILE - 6)
     assert [concept.name for concept in load(text, "names.txt")] == ["zorp"]
-    says = "Concept file names.txt has 1,048,577 bytes: a card or list of names has 1,048,576 at most."
+    says = "Concept file names.txt has 1,048,577 bytes: a card or list of names has 1,048,576 at most; split it."
     assert told(load, text + "y", "names.txt") == says
 
 

@@ -823,7 +823,8 @@ def test_names_of_two_encoders(file: Callable[..., Path]) -> None:
         ({"lora_te_x.hada_w1_a": (2,), "a": (1,)},
          " is a LoHa (lora_te_x.hada_w1_a), which is not read: merge it where it was made, and pass the merged model."),
         ({"lora_unet_a.diff": (2,), "lora_unet_b.diff": (2,)},
-         " does not fit the text encoder: it is a LoRA of the denoiser alone, it changes none of its layers."),
+         " does not fit the text encoder: it is a LoRA of the denoiser alone, it changes none of its layers; pass an export of "
+         "sd-erase."),
         ({f"lora_te_{FLAT}.diff": (8, 4), "lora_unet_b.diff": (2,), "lora_unet_c.diff": (2,)},
          " is a LoRA that changes the denoiser too (2 tensors, first lora_unet_b.diff), which would be lost here: load it with the "
          "pipeline's own load_lora_weights()."),

@@ -334,7 +334,10 @@ def test_a_lora_of_another_base_or_of_nothing_is_refused(
                 == f"Base pocket does not fit the run's text_encoder ({bias}): pass the run's --base."
             )
     monkeypatch.setattr(components, "text_encoder_state", lambda base, encoder: erased_of(run))
-    assert told(lora.export, config, run) == f"Run {run} changed no weight: there is nothing to extract."
+    assert (
+        told(lora.export, config, run)
+        == f"Run {run} changed no weight, so there is nothing to extract: run `sd-erase train` with more --steps."
+    )
     huge = {key: value - 1e6 if key == f"{MODULES[0]}.weight" else value for key, value in erased_of(run).items()}
     monkeypatch.setattr(components, "text_encoder_state", lambda base, encoder: huge)
     says = "The change of the weights does not fit float16: pass --dtype float32."
