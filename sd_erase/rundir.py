@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -75,6 +76,8 @@ def now() -> str:
 
 
 KIND = "run"
+DEPTH = 4  # folders that a comparison's or a bench's runs lie below it, at most
+SHARED = ("comparison", "bench")
 HERE = "./"  # how the path of an image of the pairs in the run's own folder begins; all others are absolute
 # what the stages keep in a run's folder
 OWN = re.compile(
@@ -141,15 +144,29 @@ class RunDir:
         return self.encoder / ("lora.safetensors" if encoder == "text_encoder" else f"lora-{encoder}.safetensors")
 
     def image(self, stored: str | None) -> str | None:
-        """The path of an image of the pairs; one of a moved run whose version wrote whole paths is found in ``data``."""
+        """The path of an image of the pairs.
+
+        One that is not there is looked for in ``data``, as of a moved run of a version that wrote whole paths, and in the folder of a
+        comparison or bench that was moved with its data.
+        """
         if stored is None:
             return None
         if stored.startswith(HERE):
             return str(self.path.absolute() / stored[len(HERE) :])
-        _, data, inside = stored.replace(os.sep, "/").rpartition(f"/{self.data.name}/")
-        if data and not os.path.exists(stored) and (self.data / inside).is_file():
-            return str(self.data.absolute() / inside)
+        if not os.path.exists(stored):
+            _, data, inside = stored.replace(os.sep, "/").rpartition(f"/{self.data.name}/")
+            if data and (self.data / inside).is_file():
+                return str(self.data.absolute() / inside)
+            parts = Path(stored).parts
+            tails = (self._home.joinpath(*parts[start:]) for start in range(1, len(parts))) if self._home else ()
+            return next((str(path) for path in tails if path.is_file()), stored)
         return stored
+
+    @functools.cached_property
+    def _home(self) -> Path | None:
+        """The folder of the comparison or bench whose run this is, which holds the data of all of them and may be moved as a whole."""
+        parents = self.path.absolute().parents[:DEPTH]
+        return next((each for each in parents if (folders.mark_of(each) or {}).get("kind") in SHARED), None)
 
     def manifest(self, stage: str) -> Path:
         """Where the manifest of `stage` lies ("harvest", "train", "generate", "evaluate", "report", "export-comfyui")."""

@@ -24,7 +24,7 @@ from sd_erase.captions import open_dataset
 from sd_erase.cli import main
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
-from sd_erase.folders import LOCK, MARK, TEMPORARY, is_locked, locked, publishing, replacing, staging, sweep
+from sd_erase.folders import LOCK, MARK, TEMPORARY, claim, is_locked, locked, publishing, replacing, staging, sweep
 from sd_erase.pairs import Pair, read_pairs, write_pairs
 from sd_erase.provenance import is_running, read_run, recorded
 from sd_erase.rundir import RunDir, fingerprint, write_json_atomic, write_jsonl_atomic, write_text_atomic
@@ -345,6 +345,22 @@ def test_a_run_may_be_moved_and_copied(tmp_path: Path) -> None:
         with moved.writing():
             assert moved.name == name
     assert len({fingerprint(tmp_path / name / "pairs.jsonl") for name in ("copy", "after")}) == 1
+
+
+def test_a_comparison_may_be_moved_with_its_data_and_one_of_its_runs_copied_out(tmp_path: Path) -> None:
+    folder = tmp_path / "before"
+    claim(folder, "comparison", ())
+    run, image = RunDir(folder / "runs" / "dog" / "fast-seed0"), folder / "scenes" / "images" / "1.jpg"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(b"")
+    with run.writing({"config.yaml": "concepts: [dog]\n"}):
+        write_pairs(run, [Pair("1.jpg", str(image), "a dog", "forget", "train", "dog", ((2, 5),), "word: dog")])
+    shutil.copytree(run.path, tmp_path / "copy")
+    assert [pair.image for pair in read_pairs(RunDir(tmp_path / "copy"))] == [str(image)]
+    folder.rename(tmp_path / "after")
+    moved = tmp_path / "after" / run.path.relative_to(folder)
+    assert [pair.image for pair in read_pairs(RunDir(moved))] == [str(tmp_path / "after" / image.relative_to(folder))]
+    assert [pair.image for pair in read_pairs(RunDir(tmp_path / "copy"))] == [str(image)]  # which is gone, and said to be
 
 
 # --- one writer --------------------------------------------------------------------------------------------------------------

@@ -342,9 +342,10 @@ def unkilled(chosen: Case, root: Path) -> Unkilled:
     """The command run once to its end."""
     if chosen.name not in UNKILLED:
         before = state(chosen.before, root)
-        folder = copied(before, root / "unkilled" / chosen.name / "work")
+        folder = copied(before, root / chosen.name / "work")
         course = watched(folder, chosen.arguments)
         UNKILLED[chosen.name] = Unkilled(before, course, left(folder))
+        shutil.rmtree(folder)
     return UNKILLED[chosen.name]
 
 
@@ -365,7 +366,7 @@ def test_a_killed_command_run_again_ends_as_one_that_was_not_killed(number: int,
     alone = unkilled(chosen, root)
     while done < wanted:
         series += 1
-        work = copied(alone.before, root / chosen.name / f"series{series}" / "work")
+        work = copied(alone.before, root / chosen.name / "work")  # one place for all: a data set's is in the pairs
         goal = min(SERIES, wanted - done)
         for _ in range(3 * goal):  # what is done already is not done again, so a later start may end before its kill
             if goal and killed(work, chosen.arguments, alone.course, rng):
@@ -382,7 +383,7 @@ def test_a_killed_command_run_again_ends_as_one_that_was_not_killed(number: int,
 def test_of_two_at_once_one_works_and_the_other_says_so(number: int, root: Path) -> None:
     chosen = CASES[number]
     alone = unkilled(chosen, root)
-    work = copied(alone.before, root / chosen.name / "two" / "work")
+    work = copied(alone.before, root / chosen.name / "work")
     both = [start(work, chosen.arguments) for _ in range(2)]
     codes = sorted(process.wait(timeout=1800) for process in both)
     for process in both:
@@ -391,6 +392,7 @@ def test_of_two_at_once_one_works_and_the_other_says_so(number: int, root: Path)
     assert codes in ([0, 0], [0, 2]), log[-3000:]  # both: the second began when the first had ended, and had nothing to do
     assert codes == [0, 0] or ("by another sd-erase process" in log and "Traceback" not in log), log[-3000:]
     check_same(alone.left, left(work), f"two of {chosen.name} at once")
+    shutil.rmtree(work)
 
 
 def test_moved_and_copied_runs_go_on(root: Path) -> None:
