@@ -196,25 +196,25 @@ class Bench:
         run = RunDir(self.folder / "bench" / "runs" / self._run_name(config, concepts, side))
         # finished stages are done again only where their data, their base or their own files are not what they were
         self._use(run)
-        if is_harvested(config, run) and self._is_trained(config, run):
-            return run
-        self._stage("harvest", config, run)
-        # the original's image embeddings are the same for every method on these pairs; they know by content what they are of
-        shared = self.folder / "bench" / "embeddings" / f"{side}-{fingerprint(run.pairs, self.base.source)[:8]}"
-        if run.read_manifest("train") is None and shared.is_dir() and not run.cache.is_dir():
-            with replacing(run.cache) as copy:
-                shutil.copytree(shared, copy)
-        self._stage("train", config, run)
-        gc.collect()  # accelerate's objects refer to each other, and would keep the trained model beside the next one
-        if run.cache.is_dir() and not shared.is_dir():
+        if not (is_harvested(config, run) and self._is_trained(config, run)):
+            self._stage("harvest", config, run)
+            shared = self._embeddings(run, side)
+            if run.read_manifest("train") is None and shared.is_dir() and not run.cache.is_dir():
+                with replacing(run.cache) as copy:
+                    shutil.copytree(shared, copy)
+            self._stage("train", config, run)
+            gc.collect()  # accelerate's objects refer to each other, and would keep the trained model beside the next one
+        # a process that was killed behind its training has left this to do
+        if run.cache.is_dir() and not (shared := self._embeddings(run, side)).is_dir():
             shared.parent.mkdir(parents=True, exist_ok=True)
             run.cache.replace(shared)
-        for over in (
-            run.cache,
-            run.checkpoints,
-        ):  # of a training that is over, perhaps in a process that was killed before this line
+        for over in (run.cache, run.checkpoints):
             shutil.rmtree(over, ignore_errors=True)
         return run
+
+    def _embeddings(self, run: RunDir, side: str) -> Path:
+        """Where the original's image embeddings lie, the same for every method on these pairs; they know by content what they are of."""
+        return self.folder / "bench" / "embeddings" / f"{side}-{fingerprint(run.pairs, self.base.source)[:8]}"
 
     def _is_trained(self, config: RunConfig, run: RunDir) -> bool:
         """Whether a finished training is of the base and pairs of now, and its encoder and pairs are what it left."""
