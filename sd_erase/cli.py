@@ -59,6 +59,7 @@ class Commands(click.Group):
                 return super().invoke(ctx)
         except click.UsageError as error:
             error.message = one_line(error.message)  # type: ignore[misc]  # final since click 8.3, by annotation alone
+            error.ctx = error.ctx or ctx  # of a flag with a value; then click names the help
             raise
         except KeyboardInterrupt as interrupt:
             echo("\nInterrupted; run the same command again to resume.", err=True)
@@ -712,7 +713,7 @@ def reproduce_command(
 
     catalog.trust([*objectives, *(value for setting, value in changes if setting == "train.objective")])
     asked = names(experiments)
-    for name in asked:
+    for name in {*experiments, *asked} - {"all"}:
         catalog.resolve(catalog.EXPERIMENTS, name, "Experiment")
     check_experiments(asked, base, datasets, device, dict(changes), objectives, concepts, exact)
     bench = Bench(output, base, datasets, device, RichProgress(), exact)

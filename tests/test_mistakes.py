@@ -125,7 +125,7 @@ def check_refusal(arguments: list[str], folder: Path, *words: str) -> str:
         result.stdout[:200],
     )
     assert said == result.stderr.splitlines()[-1:] and "Traceback" not in result.stderr and not result.stdout
-    assert len(said[0]) < 1500 and said[0].rstrip().endswith((".", ")")), said[0]
+    assert len(said[0]) < 1500 and said[0].rstrip().endswith((".", ")", "?")), said[0]
     assert all(word in said[0] for word in words), said[0]
     assert all(character.isprintable() for character in said[0])
     assert contents(folder) == before
@@ -286,7 +286,7 @@ FLAGS_AND_ORDER = [
     "train --concept bicycle --output-root made.safetensors", "merge outputs/made outputs/bare",
     # names of concepts
     "train --concept bycicle", "train --concept bike", "train --concept sofa", "train --concept ?!", "train --concept a|b",
-    "train --concept a+b,", "train --concept {a}", "train --concept bicycle --kind vehicle", "train --concept bicycle --anchor bike",
+    "train --concept {a}", "train --concept bicycle --kind vehicle", "train --concept bicycle --anchor bike",
     "train --concept bicycle --anchor a,b", "train --concept bicycle --anchor ?!", "train --concept bicycle --exclude ?!",
     "train --concept a*", "train --concept 'a bicycle'", "train --concept brocolli", "train --concept-file nowhere.yaml",
     "train --concept-file .", "sweep --concept bycicle --over train.steps=1,2", "reproduce table2 --concept bycicle",
