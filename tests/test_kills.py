@@ -192,10 +192,10 @@ def killed(folder: Path, arguments: tuple[str, ...], course: Course, rng: random
 
 # --- what a command leaves ---------------------------------------------------------------------------------------------------
 
-# times, and the hashes of what holds some: "seal" and "inputs" of a row that says how long it took
+# times, and the hashes of what holds some: "seal" and "inputs" of a row that says how long it took, "kept" of the manifests
 TIMES = {
     "seconds", "peak_memory_mb", "samples_per_second", "drawn", "reused", "completed", "sha256", "bytes", "modelspec.date", "difference",
-    "modelspec.hash_sha256", "seal", "inputs",
+    "modelspec.hash_sha256", "seal", "inputs", "kept",
 }  # fmt: skip
 HASHED = re.compile(
     r".*\.(jsonl?|md|html|safetensors)"
