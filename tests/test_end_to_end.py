@@ -33,7 +33,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     folder = tmp_path_factory.mktemp("demo")
     (folder / "prompts.txt").write_text(PROMPTS)
     stdout = invoke(
-        "demo", "--output-root", folder / "outputs", "--train-steps", 60, "--prompts", folder / "prompts.txt",
+        "demo", "--output-root", folder / "outputs", "--train-steps", 40, "--prompts", folder / "prompts.txt",
         "--images-per-prompt", 4, "--device", "cpu", "--json",
     )  # fmt: skip
     return RunDir(last_json(stdout)["run"])

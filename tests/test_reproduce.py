@@ -92,10 +92,12 @@ def test_a_wrong_recipe_is_one_sentence(text: str, said: str, tmp_path: Path) ->
 
 
 def test_changes_go_before_a_methods_own_settings() -> None:
-    recipe = read_recipe("table2", {"train.learning_rate": 1e-5, "sizes.test": 7}, ["my_method:Hinge"])
+    recipe = read_recipe("table2", {"train.learning_rate": 1e-5, "sizes.test": 7}, ["sd_erase.erasure.sd:StableDiffusionErasure"])
     assert recipe.settings["train.learning_rate"] == 1e-5 and recipe.sizes["test"] == 7
     assert all("train.learning_rate" not in settings for settings in recipe.methods.values())
-    assert recipe.methods["my_method:Hinge"] == {"train.objective": "my_method:Hinge"}
+    assert recipe.methods["sd_erase.erasure.sd:StableDiffusionErasure"] == {
+        "train.objective": "sd_erase.erasure.sd:StableDiffusionErasure"
+    }
     assert read_recipe("table2", concepts=["dog"]).concepts == {"classes": ["dog"], "captions": ["dog"]}
 
 
