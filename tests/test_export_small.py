@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from sd_erase import __version__, components, formats
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
-from sd_erase.export import checkpoint, diffusers, forge, lora
+from sd_erase.export import checkpoint, diffusers, forge, lora, portable
 from sd_erase.export.integrity import data_sha256
-from sd_erase.export.job import Erased, Job, sha256
+from sd_erase.export.job import Erased, Job, _is_intact, sha256
 from sd_erase.folders import MARK
 from sd_erase.formats import read_header
 from sd_erase.lora import add_lora
@@ -382,7 +382,7 @@ def test_a_folder_for_from_pretrained(settings: RunConfig, run: RunDir) -> None:
     )
 
 
-def test_forges_file_of_two_encoders(settings: RunConfig, run: RunDir) -> None:
+def test_forges_file_of_two_encoders(settings: RunConfig, run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = run.encoder / "text_encoder", run.encoder / "text_encoder_2"
     second.mkdir()
     (second / "config.json").write_bytes((first / "config.json").read_bytes())
@@ -390,7 +390,10 @@ def test_forges_file_of_two_encoders(settings: RunConfig, run: RunDir) -> None:
     save_file({**tensors, "text_projection.weight": projection}, second / "model.safetensors")
     made_as_it_is(run, "train", "sdxl")
     config = replaced(dataclasses.replace(settings, base="sdxl"), "export", to="forge", dtype="float32")
+    sizes: list[int] = []
+    monkeypatch.setattr("sd_erase.export.job.check_space", lambda folder, size: sizes.append(size))
     manifest = forge.export(config, run)
+    assert sizes == [4 * (2 * sum(tensor.numel() for tensor in tensors.values()) + 256)]
     (entry,) = manifest["files"]
     path = run.export / "bicycle-sdxl-text_encoders-forge-fp32.safetensors"
     found = load_file(path)
@@ -413,6 +416,8 @@ def test_forges_file_of_two_encoders(settings: RunConfig, run: RunDir) -> None:
     assert metadata["modelspec.title"] == "sdxl text encoders without bicycle"
     assert metadata["modelspec.description"] == "CLIP text encoders from which sd-erase erased bicycle (objective sd), for Forge."
     assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/text-encoder" and metadata["format"] == "pt"
+    (other,) = forge.export(replaced(config, "export", output=str(tmp_path / "other.safetensors")), run)["files"]
+    assert other["path"] == str(tmp_path / "other.safetensors") and other["sha256"] == sha256(tmp_path / "other.safetensors")
 
 
 def test_an_erased_encoder_knows_its_tensors(settings: RunConfig, run: RunDir) -> None:
@@ -420,3 +425,45 @@ def test_an_erased_encoder_knows_its_tensors(settings: RunConfig, run: RunDir) -
     assert (erased.name, erased.layers, erased.width, erased.tokens, len(erased.keys)) == ("text_encoder", 2, 16, 64, 36)
     assert erased.keys == tuple(sorted(erased.keys)) and set(erased.state()) == set(erased.keys)
     assert isinstance(erased, Erased) and torch.equal(erased.tensor(erased.keys[0]), erased.state()[erased.keys[0]])
+
+
+def test_a_tokenizer_of_transformers_5_gets_the_files_of_transformers_4(tmp_path: Path) -> None:
+    """Of `tokenizer.json` alone; a file that is there stays as it is."""
+    vocabulary = {"a</w>": 0, "b": 1, "<|startoftext|>": 2, "<|endoftext|>": 3, "é</w>": 4}
+    added = [{"content": "<|endoftext|>", "id": 3}, {"content": "<my-dog>", "id": 5}]
+    content = {"model": {"vocab": vocabulary, "merges": [["a", "b</w>"], "b a</w>"]}, "added_tokens": added}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    config = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": None, "model_max_length": 77}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    portable.complete_tokenizer(tmp_path)
+    assert json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8")) == vocabulary
+    assert (tmp_path / "merges.txt").read_text(encoding="utf-8") == "#version: 0.2\na b</w>\nb a</w>\n"
+    assert json.loads((tmp_path / "added_tokens.json").read_text(encoding="utf-8")) == {"<my-dog>": 5}
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
+    assert json.loads((tmp_path / "special_tokens_map.json").read_text(encoding="utf-8")) == special
+    names = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+    for name in names:
+        (tmp_path / name).write_text("the maker's own", encoding="utf-8")
+    portable.complete_tokenizer(tmp_path)
+    assert {(tmp_path / name).read_text(encoding="utf-8") for name in names} == {"the maker's own"}
+
+
+def test_a_tokenizer_without_further_tokens_gets_no_list_of_them(tmp_path: Path) -> None:
+    content = {"model": {"vocab": {"a": 0}, "merges": []}, "added_tokens": [{"content": "a", "id": 0}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    portable.complete_tokenizer(tmp_path)
+    assert not (tmp_path / "added_tokens.json").exists()
+    assert (tmp_path / "merges.txt").read_text(encoding="utf-8") == "#version: 0.2\n"
+
+
+def test_an_exported_file_is_intact_in_size_and_content(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    path.write_bytes(b"1234")
+    file = {"path": str(path), "bytes": 4, "sha256": sha256(path)}
+    assert _is_intact(file)
+    assert not _is_intact({**file, "bytes": 5}) and not _is_intact({**file, "sha256": "0" * 64})
+    path.write_bytes(b"1235")
+    assert not _is_intact(file)
+    path.unlink()
+    assert not _is_intact(file)
