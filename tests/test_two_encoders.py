@@ -59,8 +59,9 @@ def states(folder: Path, run: RunDir, name: str) -> dict[str, torch.Tensor]:
     return load_file(run.encoder / name / "model.safetensors")
 
 
-def test_both_encoders_learn_and_the_pooled_output_with_the_second(folder: Path, tmp_path: Path) -> None:
-    config, run = harvested(folder, tmp_path / "run", steps=60)
+@pytest.mark.parametrize("objective", ["sd", pytest.param("robust", marks=pytest.mark.slow)])
+def test_both_encoders_learn_and_the_pooled_output_with_the_second(folder: Path, tmp_path: Path, objective: str) -> None:
+    config, run = harvested(folder, tmp_path / "run", steps=60, objective=objective)
     found = loop.train(config, run)
     base = bases.resolve(config.base)
     assert found["encoders"].keys() == set(NAMES) and found["best_step"] == found["encoders"]["text_encoder"]["best_step"]
