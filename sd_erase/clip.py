@@ -167,7 +167,7 @@ def _text_encoder(base: Base, encoder: TextEncoder) -> tuple[Any, Any, Any]:
 
 def _image_text_model(base: Base) -> tuple[Any, Any, Any]:
     """A CLIPModel, or a BLIP in its shape, in float32, with its tokenizer and image processor."""
-    from transformers import CLIPImageProcessor, CLIPTokenizer
+    from transformers import CLIPImageProcessor, CLIPTokenizerFast
 
     if base.family == "blip":
         from sd_erase import blip
@@ -176,7 +176,7 @@ def _image_text_model(base: Base) -> tuple[Any, Any, Any]:
     clip = components.clip_model(base.source)
     folder = folder_of(base.source)
     with loading(base.source):
-        return clip, CLIPTokenizer.from_pretrained(folder), CLIPImageProcessor.from_pretrained(folder)
+        return clip, CLIPTokenizerFast.from_pretrained(folder), CLIPImageProcessor.from_pretrained(folder)
 
 
 def _fine_tuned(base: Base, apart: float) -> list[str]:

@@ -119,13 +119,13 @@ def tokenizer(base: Base, encoder: TextEncoder) -> Any:
     Raises:
         UserError: it cannot be read.
     """
-    from transformers import CLIPTextConfig, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTokenizerFast
 
     if is_checkpoint(base):
         return own_tokenizer(base, encoder)
     folder = config_folder(base)
     with loading(base.source):
-        found = CLIPTokenizer.from_pretrained(folder / encoder.tokenizer)
+        found = CLIPTokenizerFast.from_pretrained(folder / encoder.tokenizer)
         positions = CLIPTextConfig.from_pretrained(folder / encoder.name).max_position_embeddings
     if found.model_max_length > positions:  # where its configuration does not say it, it is 10 to the power of 30
         found.model_max_length = positions
@@ -134,11 +134,11 @@ def tokenizer(base: Base, encoder: TextEncoder) -> Any:
 
 def own_tokenizer(base: Base, encoder: TextEncoder) -> Any:
     """The tokenizer of an encoder in a one-file checkpoint, which holds none: all of CLIP shares one vocabulary."""
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizerFast
 
     # OpenCLIP pads with its token 0, "!"; CLIP-L with its end of text
     open_clip = {place.encoder: place.open_clip for place in formats.PLACES[base.family]}
-    return CLIPTokenizer.from_pretrained(
+    return CLIPTokenizerFast.from_pretrained(
         bases.POCKET_FOLDER / "tokenizer", **({"pad_token": "!"} if open_clip[encoder.name] else {})
     )
 

@@ -184,6 +184,6 @@ def test_pseudo_words_of_other_weights_or_captions_are_searched_anew(monkeypatch
     pseudo_words.find(towers, ["a cat"], [[2]], 0)
     pseudo_words.find(towers, ["a dog"], [[2]], 1)
     with torch.no_grad():
-        towers.frozen_text.encoder.layers[0].mlp.fc1.bias[0] += 1
+        getattr(towers.frozen_text, "text_model", towers.frozen_text).encoder.layers[0].mlp.fc1.bias[0] += 1
     pseudo_words.find(towers, ["a dog"], [[2]], 0)
     assert searched == [0, 0, 1, 0]

@@ -54,7 +54,9 @@ class _Content:
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
-        self._key = (tokenizer.backend_tokenizer.to_str(), tuple(tokenizer.all_special_ids))
+        backend = getattr(tokenizer, "backend_tokenizer", None)  # none of transformers 4's slow tokenizers, as in a pipeline
+        content = backend.to_str() if backend is not None else tuple(sorted(tokenizer.get_vocab().items()))
+        self._key = (content, tuple(tokenizer.all_special_ids))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Content) and self._key == other._key
