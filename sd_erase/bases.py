@@ -7,7 +7,6 @@ A base is named by a row ("pocket", "sd15"), a local diffusers folder (or that o
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from sd_erase import formats, hub, modelfiles, onefile
 from sd_erase.errors import UserError
 from sd_erase.modelfiles import Facts
 
-HUB_ID = re.compile(r"(?!.*(?:--|\.\.))\w(?:[\w.\-]*\w)?/\w(?:[\w.\-]*\w)?", re.ASCII)  # what a hub takes for an id
 POCKET_FOLDER = Path(__file__).parent / "pocket" / "weights"
 CONFIGURATIONS = Path(__file__).parent / "configs"  # of what one-file checkpoints hold, so that they load without a hub
 
@@ -120,7 +118,7 @@ def resolve(name: str) -> Base:
         return _renamed(onefile.of_checkpoint(path), path.stem, str(path))
     if path.exists():
         raise UserError(f"Base {name} is no model: pass {', '.join(ROWS)}, a diffusers folder, a .safetensors file or a hub id.")
-    if HUB_ID.fullmatch(name) and len(name) <= 96:
+    if hub.is_identifier(name):
         return _of_folder(hub.folder_of(name), name, name.split("/")[1], name)
     raise UserError(
         f"Base {name!r} is unknown: pass {', '.join(ROWS)}, an existing diffusers folder or .safetensors file, or a hub id "

@@ -713,8 +713,9 @@ def reproduce_command(
 
     catalog.trust([*objectives, *(value for setting, value in changes if setting == "train.objective")])
     asked = names(experiments)
-    for name in {*experiments, *asked} - {"all"}:
-        catalog.resolve(catalog.EXPERIMENTS, name, "Experiment")
+    for name in experiments:
+        if name != "all":
+            catalog.resolve(catalog.EXPERIMENTS, name, "Experiment")
     check_experiments(asked, base, datasets, device, dict(changes), objectives, concepts, exact)
     bench = Bench(output, base, datasets, device, RichProgress(), exact)
     with bench.working():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,11 @@ class Towers:
     frozen_clip: Any  # None, or the CLIPModel whose text_model is `frozen_text`
     image_processor: Any  # None without a partner
     notes: tuple[str, ...] = ()  # what a user should know of them
+
+    @functools.cached_property
+    def stamp(self) -> str:
+        """A digest of the frozen encoder's weights, which never change."""
+        return weights_stamp(self.frozen_text.state_dict())
 
     @property
     def layers(self) -> tuple[int, ...]:

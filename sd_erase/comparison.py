@@ -517,13 +517,13 @@ def render(result: dict[str, Any]) -> str:
 
 
 def _left_out(result: dict[str, Any]) -> list[str]:
-    """Lines on the images that no figure counts, of the original's and each method's."""
+    """Lines on the images that no share counts, of the original's and each method's."""
     counts = {"original": sum(group.get("flat", 0) for one in result["original"].values() for group in one.values())}
     for cell in result["cells"]:
         flat = sum(group.get("flat", 0) for group in cell["groups"].values())
         counts[cell["method"]] = counts.get(cell["method"], 0) + flat
     said = [
-        f"{markdown.text(name)}: {count} images of a single colour, as where numbers overflow, are left out; they show nothing."
+        f"{markdown.text(name)}: {count} images of a single colour, as where numbers overflow, show nothing: the shares leave them out, PSNR, CLIPScore and Fréchet do not."
         for name, count in counts.items()
         if count
     ]

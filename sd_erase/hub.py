@@ -36,6 +36,18 @@ def hub_fault(identifier: str, file: str, kind: str = "model") -> str:
     return ""
 
 
+def is_identifier(name: str) -> bool:
+    """Whether the hub may hold a model of this name, as OWNER/NAME."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not listed
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
+
+
 def folder_of(source: str, advice: str = ADVICE) -> Path:
     """The folder of a model: `source` itself, or that of a hub id's small files.
 

@@ -103,9 +103,8 @@ class RunDir:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._stem = ""  # of a run that is to be made with the next free number
-        self.done: list[
-            str
-        ] = []  # the stages that were completed through this object, so that one that had nothing to do is known
+        # the stages that were completed through this object, so that one that had nothing to do is known
+        self.done: list[str] = []
 
     def __str__(self) -> str:
         return str(self.path)

@@ -183,7 +183,8 @@ def test_pseudo_words_of_other_weights_or_captions_are_searched_anew(monkeypatch
     assert searched == [0] and not pseudo_words.find(towers, ["a dog"], [[2]], 0).any()
     pseudo_words.find(towers, ["a cat"], [[2]], 0)
     pseudo_words.find(towers, ["a dog"], [[2]], 1)
+    other = load_towers(bases.resolve("pocket"), "cpu", need_images=False)
     with torch.no_grad():
-        getattr(towers.frozen_text, "text_model", towers.frozen_text).encoder.layers[0].mlp.fc1.bias[0] += 1
-    pseudo_words.find(towers, ["a dog"], [[2]], 0)
+        getattr(other.frozen_text, "text_model", other.frozen_text).encoder.layers[0].mlp.fc1.bias[0] += 1
+    pseudo_words.find(other, ["a dog"], [[2]], 0)
     assert searched == [0, 0, 1, 0]

@@ -24,6 +24,8 @@ from sd_erase.formats import read_header
 TEXT, UNET, VAE = "text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"
 State = dict[str, torch.Tensor]
 
+VISION = {"image_size": 8, "patch_size": 4, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Any:
@@ -254,15 +256,7 @@ def test_a_partner_of_another_model_is_no_error_where_none_is_needed(model: Path
     from sd_erase.clip import load_towers
 
     text = {**SMALL["sd15"]["text_encoder"], "num_hidden_layers": 1}
-    vision = {
-        "image_size": 8,
-        "patch_size": 4,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)).save_pretrained(model / "clip")
+    CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=32)).save_pretrained(model / "clip")
     CLIPImageProcessor().save_pretrained(model / "clip")
     base = dataclasses.replace(bases.resolve(str(model / "model")), clip_partner=str(model / "clip"))
     assert load_towers(base, torch.device("cpu"), need_images=False).clip is None
@@ -387,15 +381,7 @@ def test_a_clip_partner_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     from transformers import CLIPConfig, CLIPModel
 
     small = SMALL["sd15"]["text_encoder"]
-    vision = {
-        "image_size": 8,
-        "patch_size": 4,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    model = CLIPModel(CLIPConfig(text_config={**small, "vocab_size": 64}, vision_config=vision, projection_dim=32))
+    model = CLIPModel(CLIPConfig(text_config={**small, "vocab_size": 64}, vision_config=VISION, projection_dim=32))
     model.save_pretrained(tmp_path)
     assert same(components.clip_model(str(tmp_path)), model)
     for change, words in ((without("visual_projection"), "1 of its tensors are missing, first visual_projection.weight"),

@@ -118,10 +118,8 @@ def find(towers: Towers, captions: Sequence[str], spans: Sequence[Sequence[int]]
     Returns:
         [n, TOKENS, width]: those of `COUNT` starts that came `CLOSE`, at least a quarter of them (the closest).
     """
-    from sd_erase.clip import weights_stamp
-
     device = towers.frozen_text.device
-    key = fingerprint(weights_stamp(towers.frozen_text.state_dict()), towers.layers, captions, spans, seed, str(device))
+    key = fingerprint(towers.stamp, towers.layers, captions, spans, seed, str(device))
     if key not in _FOUND:
         _FOUND[key] = _search(towers, captions, spans, seed).cpu()
     return _FOUND[key].to(device, copy=True)

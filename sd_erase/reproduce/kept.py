@@ -42,13 +42,8 @@ def known(path: Path, key: str, bench: Bench) -> dict[str, Any] | None:
             return None
         files = {name: digests.of_file(path.parent / name) for name in kept["files"]}
         runs = {name: _stamp(RunDir(bench.folder / name)) for name in kept["runs"]}
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ):  # of a version that kept nothing, damaged, or a file is gone
+    # of a version that kept nothing, damaged, or a file or a run is gone
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return result if (files, runs) == (kept["files"], kept["runs"]) else None
 
