@@ -70,12 +70,18 @@ def erased_of(run: RunDir) -> dict[str, torch.Tensor]:
     return load_file(run.encoder / "text_encoder" / "model.safetensors")
 
 
+def rewrite(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Other tensors in the place of a file's; safetensors 0.4 writes into the file, from which the tensors may be mapped."""
+    path.unlink()
+    save_file(tensors, path, {})
+
+
 def change_of(run: RunDir, key: str, by: float = 1) -> None:
     """Let the training have changed another tensor too."""
     path = run.encoder / "text_encoder" / "model.safetensors"
     tensors = load_file(path)
     tensors[key] = tensors[key] + by
-    save_file(tensors, path)
+    rewrite(tensors, path)
     made_as_it_is(run, "train")
 
 
@@ -134,7 +140,7 @@ def test_a_checkpoint_without_a_title_has_its_files_and_its_encoders_type(settin
 
 def test_a_checkpoint_that_does_not_fit_is_refused_in_this_sentence(settings: RunConfig, run: RunDir, mine: Path) -> None:
     def refused(tensors: dict[str, torch.Tensor], **values: Any) -> str:
-        save_file(tensors, mine, {})
+        rewrite(tensors, mine)
         said = told(checkpoint.export, replaced(settings, "export", checkpoint=str(mine), **values), run)
         assert not run.export.exists() or not list(run.export.glob("*.safetensors"))
         return said
@@ -181,7 +187,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_this_sentence(settings: Ru
 def test_force_replaces_an_encoder_of_its_own(settings: RunConfig, run: RunDir, mine: Path) -> None:
     tensors = load_file(mine)
     bias = f"{PLACE}text_model.final_layer_norm.bias"
-    save_file({**tensors, bias: tensors[bias] + 0.5}, mine)
+    rewrite({**tensors, bias: tensors[bias] + 0.5}, mine)
     manifest = checkpoint.export(replaced(settings, "export", checkpoint=str(mine), force=True), run)
     assert manifest["files"][0]["changed"] == 13
     assert torch.equal(load_file(Path(manifest["files"][0]["path"]))[bias], erased_of(run)[bias.removeprefix(PLACE)].half())
@@ -271,7 +277,7 @@ def test_a_trained_lora_is_exported_as_it_is(
         name = prefix + module.removeprefix("text_model.")
         factors |= {f"{name}.up.weight": up, f"{name}.down.weight": down}
         state[f"{module}.weight"] = state[f"{module}.weight"] + up @ down
-    save_file(state, path)
+    rewrite(state, path)
     save_file(factors, run.lora("text_encoder"))
     manifest = run.read_manifest("train") or {}
     run.complete("train", "t", {**manifest, "lora_rank": 2})
