@@ -116,7 +116,7 @@ def _training(config: RunConfig, base: Base, device: str, names: Mapping[str, st
     if lacking or not callable(method):
         what = f"is {settings.objective}, which is no class of an objective" + (f" (no {lacking[0]})" if lacking else "")
         return [Fault("train.objective", what, "name a class as docs/add-a-method.md shows")]
-    faults = _weights(settings, method.default_weights)
+    faults = _weights(settings, method.default_weights) + _partner(settings.clip, base)
     steps = settings.steps or method.default_steps
     if settings.lora_rank:
         width = max((width for _, width in sizes(base).values()), default=settings.lora_rank)
@@ -146,6 +146,32 @@ def _training(config: RunConfig, base: Base, device: str, names: Mapping[str, st
             )
         )
     return faults
+
+
+def _partner(source: str, base: Base) -> list[Fault]:
+    """What is wrong with a CLIP of the user's own (``train.clip``), from its configuration."""
+    if not source:
+        return []
+    path = Path(source).expanduser()
+    remedy = "pass the CLIP model that the base belongs to, as a folder or a hub id"
+    if not path.exists():
+        fault = "is no folder, and no name of the hub" if not hub.is_identifier(source) else ""
+        if not fault and hub.cached(source) is None and (why := hub.hub_fault(source, "config.json")):
+            fault = f"({source}) cannot be fetched from the hub ({why})"
+        return [Fault("train.clip", fault, remedy)] if fault else []
+    file = path / "clip" / "config.json"  # a pocket pack's
+    file = file if file.is_file() else path / "config.json"
+    if not file.is_file():
+        return [Fault("train.clip", f"({source}) has no config.json", remedy)]
+    values = modelfiles.read_json(file)
+    found = values.get("text_config")
+    text = found if isinstance(found, dict) else {}
+    width, (_, own) = text.get("hidden_size", 512), sizes(base).get(base.encoders[0].name, (0, 0))  # CLIP's default width
+    if values.get("model_type") != "clip":
+        return [Fault("train.clip", f"({source}) is no CLIP but {values.get('model_type')!r}", remedy)]
+    if own and width != own:
+        return [Fault("train.clip", f"({source}) is {width} wide and the base's text encoder {own}", remedy)]
+    return []
 
 
 def _weights(settings: TrainConfig, known: Mapping[str, float]) -> list[Fault]:

@@ -73,7 +73,7 @@ def test_a_card_is_kept_to_the_letter(load: Callable[..., list[Concept]]) -> Non
         anchor: Grey_Thing
         neighbours: [Teapot, old kettle]
         labels: [Cell_Phone, cell phone, Dog]
-        templates: ['a  photo, of   {}', 'the {}']
+        templates: ['a  photo, of   {}', 'the {}', '{}']
         """
     (card,) = load("\n".join(line.strip() for line in text.splitlines()))
     assert card == Concept(
@@ -85,7 +85,7 @@ def test_a_card_is_kept_to_the_letter(load: Callable[..., list[Concept]]) -> Non
         anchor="Grey Thing",
         neighbours=("teapot", "old kettle"),
         labels=("cell phone", "dog"),
-        templates=("a photo, of {}", "the {}"),
+        templates=("a photo, of {}", "the {}", "{}"),
     )
     assert card.phrases == ("zorp", "zorps", "glimmer", "glimmers")
 

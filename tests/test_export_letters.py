@@ -725,9 +725,9 @@ def test_the_order_of_the_first_versions_loras() -> None:
         ({"modelspec.merged_from": "b without x, a Without y, , c"},
          "; it was merged by kohya's sd-scripts, and such programs drop the statement of their sources"
          "; made from 'a Without y', 'b without x', whose share in it nobody states: measure it"),
-        ({"sd_merge_recipe": '{"a": "m without x", "b": {"n": "m without x", "o": 3}}', "sd_merge_models": "{"},
+        ({"sd_merge_recipe": '{"a": "m without x", "b": {"n": "m without x", "o": 3}}', "sd_merge_models": '[{"name": "p without y"}, 3]'},
          "; it was merged by A1111, Forge or SD.Next, and such programs drop the statement of their sources"
-         "; made from 'm without x', whose share in it nobody states: measure it"),
+         "; made from 'm without x', 'p without y', whose share in it nobody states: measure it"),
         ({"modelspec.merged_from": ", ".join(f"{number} without x" for number in range(7))},
          "; it was merged by kohya's sd-scripts, and such programs drop the statement of their sources; made from "
          + ", ".join(f"'{number} without x'" for number in range(5)) + ", whose share in it nobody states: measure it"),

@@ -395,6 +395,46 @@ def test_of_two_at_once_one_works_and_the_other_says_so(number: int, root: Path)
     shutil.rmtree(work)
 
 
+def size_of(folder: Path) -> int:
+    """Bytes that a folder's files take on a disk of pages."""
+    return sum(-(-path.stat().st_size // 4096) * 4096 + 4096 for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[each.name for each in CASES])
+def test_a_full_disk_is_a_sentence_and_room_on_it_is_all_that_the_command_wants(number: int, root: Path) -> None:
+    """On disks with room for none, a quarter, half and most of what the command writes (needs the right to mount a tmpfs)."""
+    chosen = CASES[number]
+    alone = unkilled(chosen, root)
+    work = copied(alone.before, root / chosen.name / "work")
+    begun = size_of(work)
+    run(work, *chosen.arguments)
+    written = size_of(work) - begun
+    shutil.rmtree(work)
+    work.mkdir()
+    for share in (0.0, 0.25, 0.5, 0.8):
+        log = work.parent / "work.log"
+        log.unlink(missing_ok=True)
+        size = begun + 65_536 + round(share * written)
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(work)], capture_output=True).returncode:
+            pytest.skip("no right to mount a tmpfs")
+        try:
+            shutil.copytree(alone.before, work, dirs_exist_ok=True)
+            process = start(work, chosen.arguments)
+            code = process.wait(timeout=1800)
+            end_group(process)
+            said = log.read_text(errors="replace")
+            assert code in (0, 2) and "Traceback" not in said, f"{share} of {chosen.name}: {code}\n{said[-3000:]}"
+            assert code == 0 or "no space left" in said, f"{share} of {chosen.name}\n{said[-3000:]}"
+            if share == 0.0:
+                assert code == 2 or written < 65_536, f"{chosen.name} fits: nothing was tried"
+            subprocess.run(["mount", "-o", "remount,size=1g", str(work)], check=True)
+            run(work, *chosen.arguments)
+            check_same(alone.left, left(work), f"a full disk, {share} of {chosen.name}")
+        finally:
+            subprocess.run(["umount", "-l", str(work)], check=True)
+    work.rmdir()
+
+
 def test_moved_and_copied_runs_go_on(root: Path) -> None:
     """The run that the others are made from, in another place, without the first one and without its hidden files."""
     source = copied(state("evaluated", root), root / "moved" / "work")

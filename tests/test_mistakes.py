@@ -99,6 +99,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with run.writing({"config.yaml": dump(RunConfig(concepts=("bicycle",), device="cpu"))}):
         run.complete("train", "made up", {"anchor": {"bicycle": "object"}})
     (tmp_path / "made.safetensors").write_bytes(b"")
+    for name, values in {
+        "bert": {"model_type": "bert"},
+        "wide": {"model_type": "clip", "text_config": {"hidden_size": 768}},
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(values))
     return tmp_path
 
 
@@ -168,6 +174,11 @@ def test_a_wrong_value_is_one_sentence_about_its_flag(command: str, option: clic
         ("train --concept bicycle --objective paper --base sdxl", "--objective wants a CLIP with a vision tower"),
         ("train --concept bicycle --batch-size 0 --lora-rank -4 --seed x", "3 settings"),
         ("train --concept bicycle --base nowhere", "nowhere"),
+        ("train --concept bicycle --clip nowhere", "--clip is no folder, and no name of the hub: pass the CLIP model"),
+        ("train --concept bicycle --clip outputs", "--clip (outputs) has no config.json"),
+        ("train --concept bicycle --clip bert", "--clip (bert) is no CLIP but 'bert'"),
+        ("train --concept bicycle --clip wide", "--clip (wide) is 768 wide and the base's text encoder 128"),
+        ("sweep --concept apple --over train.steps=0.2..0.8 --random 2", "train.steps=0.2..0.8 holds no whole number: widen it"),
         ("demo --concept apple --device cuda:99", "cuda:99"),
         ("demo --concept unicorn", "no label that detector"),
         ("export --rank 8", "--rank has no effect on an export to comfyui"),

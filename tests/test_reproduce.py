@@ -270,6 +270,10 @@ def test_a_sweep_reads_lists_and_ranges() -> None:
     assert all(1e-5 <= point["train.learning_rate"] <= 1e-3 for point in points([axis], 5))
     with pytest.raises(UserError, match="--random"):
         points([axis], 0)
+    drawn = {point["train.steps"] for point in points([read_axis("train.steps=10..12")], 40)}
+    assert drawn == {10, 11, 12} and all(isinstance(steps, int) for steps in drawn)
+    with pytest.raises(UserError, match=r"train.steps=0.2..0.8 holds no whole number"):
+        points([read_axis("train.steps=0.2..0.8")], 1)
     for wrong in ("train.steps", "=1", "a=3..1", "a=x..y", "a="):
         with pytest.raises(UserError, match="--over"):
             read_axis(wrong)

@@ -64,7 +64,7 @@ def from_card(values: Any, where: str) -> Concept:
         )
     for key in values:
         if key not in _FIELDS:
-            raise unknown_choice(f"{where}: key", shown(key).strip("'"), _FIELDS)
+            raise unknown_choice(f"{where}: key", key, _FIELDS)
     for key in ("name", "kind", "anchor"):
         if key in values and not isinstance(values[key], str) and not (key == "anchor" and values[key] is None):
             raise UserError(f"{where}: {key} must be text, not {shown(values[key])}: write it in quotes.")
@@ -73,7 +73,7 @@ def from_card(values: Any, where: str) -> Concept:
     written = phrase_of(values["name"], f"{where}: name", "give each a card of its own: {}")
     kind = values.get("kind", "object")
     if kind not in KINDS:
-        raise unknown_choice(f"{where}: kind", shown(kind).strip("'"), KINDS)
+        raise unknown_choice(f"{where}: kind", kind, KINDS)
     lists = {key: _list(values[key], f"{where}: {key}", key) for key in _LISTS if key in values}
 
     def spread(phrases: Iterable[str]) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ def anchor_of(anchor: str | None, where: str) -> str | None:
 def _list(value: Any, where: str, key: str) -> tuple[str, ...]:
     """The entries under `key` of a card, checked, as they are kept."""
     is_sentence = key in ("spared", "templates")  # in which a comma may stand
-    entries = entries_of([value] if is_sentence and isinstance(value, str) else value, where)
+    entries = entries_of([value] if is_sentence and isinstance(value, str) else value, where, templates=key == "templates")
     if key == "labels":
         if any(len(entry) > MAX_PHRASE for entry in entries):
             raise UserError(

@@ -52,7 +52,7 @@ def phrase_of(text: str, where: str, several: str = "write each as an entry of i
     return phrase
 
 
-def entries_of(value: object, where: str) -> list[str]:
+def entries_of(value: object, where: str, *, templates: bool = False) -> list[str]:
     """The texts of a card's list, or of what stands in its place: one text with commas, semicolons or line ends is several.
 
     Raises:
@@ -61,7 +61,8 @@ def entries_of(value: object, where: str) -> list[str]:
     if isinstance(value, str):
         value = split_list(value) if len(value) <= MAX_PHRASE * MAX_ENTRIES else [value]
     items = value or []
-    if not isinstance(items, list) or not all(isinstance(item, str) and TOKEN.search(item) for item in items):
+    word = re.compile(rf"{TOKEN.pattern}|{{}}") if templates else TOKEN  # the template "{}" is the concept's words alone
+    if not isinstance(items, list) or not all(isinstance(item, str) and word.search(item) for item in items):
         raise UserError(f'{where} must be a list of words, not {shown(value)} (quote words such as "true").')
     if len(items) > MAX_ENTRIES:
         raise UserError(f"{where} has {len(items):,} entries: write {MAX_ENTRIES:,} at most.")

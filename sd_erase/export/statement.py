@@ -57,3 +57,6 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sd_erase import markdown, quiet, yamlfile
+from sd_erase import markdown, quiet, schema, yamlfile
+from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.pairs import read_pairs
 from sd_erase.reproduce import Recipe, kept, markdown_table
@@ -28,7 +29,7 @@ SET = "validation set"  # the column of tables whose lines were judged on severa
 
 @dataclass(frozen=True)
 class Axis:
-    """What one setting may be: `values`, or any number from `low` to `high`, log-uniform."""
+    """What one setting may be: `values`, or any number from `low` to `high`, log-uniform (a whole one where the setting is)."""
 
     setting: str
     values: tuple[Any, ...] = ()
@@ -73,26 +74,31 @@ def points(axes: Sequence[Axis], number: int, seed: int = 0) -> list[dict[str, A
     """The settings to try: the whole grid, or `number` random points of it.
 
     Raises:
-        UserError: a range without a number of points.
+        UserError: a range without a number of points, or without a whole number where the setting is one.
     """
     rng = random.Random(f"sweep-{seed}")
     if ranged := [axis.setting for axis in axes if not axis.values]:
         if not number:
             raise UserError(f"--over {ranged[0]}=LOW..HIGH has no end of values: pass --random N, or a list.")
         return [
-            {
-                axis.setting: rng.choice(axis.values)
-                if axis.values
-                else float(f"{math.exp(rng.uniform(math.log(axis.low), math.log(axis.high))):.3g}")
-                for axis in axes
-            }
-            for _ in range(number)
+            {axis.setting: rng.choice(axis.values) if axis.values else _drawn(axis, rng) for axis in axes} for _ in range(number)
         ]
     grid = [
         dict(zip([axis.setting for axis in axes], values, strict=True))
         for values in itertools.product(*(axis.values for axis in axes))
     ]
     return rng.sample(grid, number) if 0 < number < len(grid) else grid
+
+
+def _drawn(axis: Axis, rng: random.Random) -> float:
+    """A number of a range, of three digits at most."""
+    number = float(f"{math.exp(rng.uniform(math.log(axis.low), math.log(axis.high))):.3g}")
+    if next((hint for name, hint, _ in schema.walk(RunConfig) if name == axis.setting), float) is not int:
+        return number
+    least, most = math.ceil(axis.low), math.floor(axis.high)
+    if least > most:
+        raise UserError(f"--over {axis.setting}={axis.low}..{axis.high} holds no whole number: widen it.")
+    return min(max(round(number), least), most)
 
 
 def pareto(rows: Sequence[dict[str, Any]]) -> list[bool]:
