@@ -15,7 +15,7 @@ from sd_erase.rundir import RunDir, write_text_atomic
 # name -> "module:function"; each is called with (config, run, progress)
 STAGES = {
     "harvest": "sd_erase.pairs:harvest",
-    "train": "sd_erase.erasure.loop:train",
+    "train": "sd_erase.erasure.stage:train",
     "generate": "sd_erase.images:generate",
     "evaluate": "sd_erase.evaluation:evaluate",
     "attack": "sd_erase.attacks.stage:attack",

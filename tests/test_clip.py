@@ -61,7 +61,7 @@ def test_a_vision_tower_that_does_not_train_is_held_once(is_shared: bool) -> Non
 
 def test_a_clip_partner_that_is_named_is_the_one_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sd_erase.config import HarvestConfig, RunConfig, TrainConfig
-    from sd_erase.erasure import loop
+    from sd_erase.erasure import stage
     from sd_erase.errors import UserError
     from sd_erase.pairs import harvest
     from sd_erase.rundir import RunDir
@@ -80,7 +80,7 @@ def test_a_clip_partner_that_is_named_is_the_one_that_is_asked_for(tmp_path: Pat
     run = RunDir(tmp_path / "run")
     harvest(config, run)
     with pytest.raises(UserError, match="clip-vit"):  # an empty folder: told, though `sd` would do without a partner
-        loop.train(config, run)
+        stage.train(config, run)
     assert not run.encoder.exists()
 
 

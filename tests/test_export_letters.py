@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from sd_erase import __version__, formats
 from sd_erase.bases import resolve
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
-from sd_erase.export import diffusers, integrity, modelspec, numbers, statement
+from sd_erase.export import compare, diffusers, integrity, metadata, modelspec, numbers, statement
 from sd_erase.export.encoders import examine, position_id_problems
 from sd_erase.export.job import Job, check_space, file_name, rounded, save
 from sd_erase.export.metadata import inspect_file
@@ -865,3 +867,88 @@ def test_a_file_keeps_what_was_saved(file: Callable[..., Path], tmp_path: Path) 
     formats.save_tensors(tmp_path / "y.safetensors", {"b": torch.ones(2)}, {"z": "1", "a": "2"})
     assert read_header(tmp_path / "y.safetensors").metadata == {"a": "2", "z": "1"}
     assert torch.equal(load_file(tmp_path / "y.safetensors")["b"], torch.ones(2))
+
+
+# --- what only other files' tests had looked at -----------------------------------------------------------------------------------
+
+
+def test_the_prompts_that_encoders_are_compared_on() -> None:
+    ids = compare.prompts(SimpleNamespace(max_position_embeddings=77, vocab_size=1000))
+    assert (ids != 999).sum(1).tolist() == [1 + words for words in (0, 1, 2, 4, 8, 16, 38, 74, 75)]
+    assert (ids[:, 0] == 998).all() and ids.shape == (9, 77)
+
+
+def test_only_stable_diffusion_2_with_velocity_is_called_so() -> None:
+    pocket = resolve("pocket")
+    kinds = {
+        ("sd1", "v_prediction"): ("stable-diffusion-v1", "sd_v1"),
+        ("sd2", "epsilon"): ("stable-diffusion-v2-512", "sd_v2"),
+        ("sd2", "v_prediction"): ("stable-diffusion-v2-768-v", "sd_v2_v"),
+    }
+    for (family, prediction), names in kinds.items():
+        base = dataclasses.replace(pocket, family=family, prediction=prediction)
+        assert (modelspec.architecture(base), modelspec.kohya_version(base)) == names
+
+
+def test_types_that_torch_lacks_are_refused_by_name(tmp_path: Path) -> None:
+    text = json.dumps({"a": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"\0\0")
+    assert told(formats.read_tensors, path).startswith(f"File {path} has numbers of the type F8_E8M0 (a), which is quantised")
+
+
+@pytest.mark.parametrize(
+    ("name", "component"), [("clip_l", "text_encoder"), ("clip_h", "text_encoder"), ("clip_g", "text_encoder_2")]
+)
+@pytest.mark.parametrize("projection", [False, True])
+def test_encoders_under_comfyuis_names(file: Callable[..., Path], name: str, component: str, projection: bool) -> None:
+    own = encoder() | ({"text_projection.weight": torch.ones(4, 4)} if projection else {})
+    for prefix in (f"text_encoders.{name}.transformer.", f"{name}.transformer."):
+        found = formats.read_encoders(file({prefix + key: value for key, value in own.items()}))
+        assert {key: set(state) for key, state in found.items()} == {component: set(own)}
+
+
+def test_an_openclip_files_projection_is_read_where_it_has_one(file: Callable[..., Path]) -> None:
+    for projection in (False, True):
+        keys = formats.text_encoder_keys(1, projection)
+        state = {key: value for key, value in (encoder() | {"text_projection.weight": torch.ones(4, 4)}).items() if key in keys}
+        stored = {}
+        for name, parts in formats.stored_names(keys, ["transformer.resblocks.0.ln_1.weight"], "", True).items():
+            stored[name] = formats.joined(name, [state[part] for part in parts])
+        (found,) = formats.read_encoders(file(stored)).values()
+        assert found.keys() == keys
+
+
+def test_all_zeros_of_an_openclip_model_are_said(file: Callable[..., Path]) -> None:
+    found = inspect_file(file({"transformer.resblocks.0.x": torch.zeros(2, 2), "visual.proj": torch.ones(2, 2)}))
+    assert found["kind"] == "CLIP model with both towers in OpenCLIP's layout"
+    assert found["problems"] == ["1 of its weights are all zero, first transformer.resblocks.0.x: what it should hold is lost."]
+
+
+def test_ranks_and_whole_numbers_of_diffusers_loras(file: Callable[..., Path]) -> None:
+    name = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+    tensors = {
+        f"{name}.lora.up.weight": torch.ones(4, 2),
+        f"{name}.lora.down.weight": torch.ones(2, 4),
+        f"{name}.alpha": torch.tensor([2], dtype=torch.int32),  # one number, and no quantised weight
+    }
+    found = inspect_file(file(tensors))
+    assert (found["rank"], found["problems"]) == (2, [])
+
+
+def test_settings_of_peft_that_are_not_read_are_named(file: Callable[..., Path]) -> None:
+    own = pair(f"text_encoder.{MODULE}", "lora_B.weight lora_A.weight")
+    for name in ("use_dora", "use_rslora", "alpha_pattern", "fan_in_fan_out", "modules_to_save"):
+        path = file(own, {"lora_adapter_metadata": json.dumps({f"text_encoder.{name}": ["x"]})})
+        assert f"is a LoRA with {name}, which is not read" in told(added, path)
+
+
+def test_an_autoencoder_of_all_its_tensors_is_complete() -> None:
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    for count, notes in ((248, []), (247, ["its autoencoder has 247 tensors of 248: it is incomplete"])):
+        header = header_of(
+            {first: "F16", **{f"model.diffusion_model.{number}": "F16" for number in range(685)}}
+            | {f"first_stage_model.decoder.{number}": "F16" for number in range(count)}
+        )
+        header.tensors[first]["shape"] = [320, 4, 3, 3]
+        assert metadata._parts(header, "sd1") == notes

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("hypothesis", reason="needs sd-erase[dev]")
-from hypothesis import given  # noqa: E402
+from hypothesis import example, given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from sd_erase import bases  # noqa: E402
@@ -285,6 +285,8 @@ def test_all_rows_that_csv_writes_come_back(
 
 
 @given(texts=st.lists(words(without="\t"), min_size=1, max_size=5), url_first=st.booleans(), more=st.booleans())
+@example(texts=["we are #1", "#2"], url_first=False, more=False)  # looks like a token file's name and number
+@example(texts=["0", "0#0"], url_first=True, more=True)
 def test_all_rows_of_conceptual_captions_come_back(write: Write, texts: list[str], url_first: bool, more: bool) -> None:
     texts = [text for text in texts if kept(text) and "://" not in text and not text.strip().startswith("//")]
     rows = [("a photo", "http://x/first.jpg"), *((text, f"https://x/{number}.jpg") for number, text in enumerate(texts))]

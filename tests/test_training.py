@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from sd_erase import bases, catalog
 from sd_erase.config import HarvestConfig, RunConfig, TrainConfig
-from sd_erase.erasure import loop
+from sd_erase.erasure import memory, stage
+from sd_erase.erasure.batches import Batches
 from sd_erase.errors import UserError
 from sd_erase.pairs import harvest, read_pairs
 from sd_erase.progress import NoProgress
@@ -62,7 +63,7 @@ def encoder(run: RunDir) -> dict[str, torch.Tensor]:
 def test_training_lowers_the_validation_loss_and_keeps_the_best(harvested: tuple[RunConfig, RunDir]) -> None:
     config, run = harvested
     config = with_train(config, steps=20, validate_every=5)
-    found = loop.train(config, run)
+    found = stage.train(config, run)
     rows = list(read_jsonl(run.metrics))
     losses = {row["step"]: row["loss"] for row in rows if row["split"] == "validation"}
     assert sorted(losses) == [0, 5, 10, 15, 20]
@@ -86,7 +87,7 @@ def test_little_memory_costs_a_second_pass_and_changes_no_number(
     monkeypatch.setattr(pseudo_words, "STEPS", 2)
     config, run = harvested
     config = with_train(config, objective=objective, towers=towers, lora_rank=rank, steps=3, validate_every=3)
-    plain = loop.train(config, run)
+    plain = stage.train(config, run)
     rows, weights = list(read_jsonl(run.metrics)), encoder(run)
 
     calls = []
@@ -99,7 +100,7 @@ def test_little_memory_costs_a_second_pass_and_changes_no_number(
     monkeypatch.setattr(resources, "free_memory", lambda device: 0)
     run.reopen("train")
     shutil.rmtree(run.checkpoints)  # or it would resume, and have nothing left to do
-    sparing = loop.train(config, run)
+    sparing = stage.train(config, run)
     assert (plain["gradient_checkpointing"], sparing["gradient_checkpointing"]) == (False, True)
     assert calls
     assert [row["terms"] for row in read_jsonl(run.metrics)] == [row["terms"] for row in rows]
@@ -113,16 +114,16 @@ def test_what_a_step_keeps_by_hand() -> None:
         text=SimpleNamespace(config=text), clip=SimpleNamespace(config=SimpleNamespace(vision_config=vision))
     )
     captions = (64 + 25) * 77 * 768 * 12
-    assert loop._activations(towers, TrainConfig(batch_size=32)) == 4 * 16 * captions
+    assert memory.activations(towers, TrainConfig(batch_size=32)) == 4 * 16 * captions
     images = 64 * 257 * 1024 * 24
-    assert loop._activations(towers, TrainConfig(batch_size=32, towers="both")) == 4 * 16 * (captions + images)
+    assert memory.activations(towers, TrainConfig(batch_size=32, towers="both")) == 4 * 16 * (captions + images)
 
 
 def test_only_linear_weights_change(harvested: tuple[RunConfig, RunDir]) -> None:
     from sd_erase.bases import POCKET_FOLDER
 
     config, run = harvested
-    loop.train(config, run)
+    stage.train(config, run)
     before, after = load_file(POCKET_FOLDER / "text_encoder" / "model.safetensors"), encoder(run)
     changed = {key for key in after if not torch.equal(after[key].half(), before[key].half())}
     assert changed and before.keys() == after.keys()
@@ -133,14 +134,14 @@ def test_the_same_seed_gives_the_same_encoder_and_a_finished_stage_is_not_done_a
     harvested: tuple[RunConfig, RunDir], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, run = harvested
-    loop.train(config, run)
+    stage.train(config, run)
     first = encoder(run)
-    monkeypatch.setattr(loop, "load_towers", lambda *_, **__: pytest.fail("the stage was done again"))
-    loop.train(config, run)
+    monkeypatch.setattr(stage, "load_towers", lambda *_, **__: pytest.fail("the stage was done again"))
+    stage.train(config, run)
     monkeypatch.undo()
     run.reopen("train")
     (run.checkpoints / "last.safetensors").unlink()
-    loop.train(config, run)
+    stage.train(config, run)
     second = encoder(run)
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -151,27 +152,27 @@ def test_an_interrupted_training_resumes_to_the_same_encoder(
 ) -> None:
     config, run = harvested
     config = with_train(config, objective=objective)
-    whole = loop.train(config, run)
+    whole = stage.train(config, run)
     expected = encoder(run)
     for path in run.checkpoints.iterdir():
         path.unlink()
     run.reopen("train")
-    batch = loop._Data.batch
+    batch = Batches.batch
 
     def stop(self: Any, split: str, number: int) -> Any:
         if (split, number) == ("train", 5):
             raise KeyboardInterrupt
         return batch(self, split, number)
 
-    monkeypatch.setattr(loop._Data, "batch", stop)
+    monkeypatch.setattr(Batches, "batch", stop)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(config, run)
+        stage.train(config, run)
     assert run.read_manifest("train") is None
     steps: list[int] = []
     monkeypatch.setattr(
-        loop._Data, "batch", lambda self, split, n: (steps.append(n) if split == "train" else None) or batch(self, split, n)
+        Batches, "batch", lambda self, split, n: (steps.append(n) if split == "train" else None) or batch(self, split, n)
     )
-    again = loop.train(config, run)
+    again = stage.train(config, run)
     assert steps == [4, 5]  # the checkpoint was at step 4
     assert again["best_step"] == whole["best_step"]
     assert all(torch.allclose(expected[key], value, atol=1e-6) for key, value in encoder(run).items())
@@ -181,7 +182,7 @@ def test_an_interrupted_training_resumes_to_the_same_encoder(
 @pytest.mark.parametrize("towers", ["text", "both"])
 def test_the_paper_objective_lowers_the_similarity_of_the_forget_pairs(harvested: tuple[RunConfig, RunDir], towers: str) -> None:
     config, run = harvested
-    found = loop.train(with_train(config, objective="paper", towers=towers, steps=8), run)
+    found = stage.train(with_train(config, objective="paper", towers=towers, steps=8), run)
     rows = [row for row in read_jsonl(run.metrics) if row["split"] == "validation"]
     assert set(found["weights"]) == PAPER_TERMS
     assert rows[-1]["terms"]["forgetting"] < rows[0]["terms"]["forgetting"]
@@ -190,7 +191,7 @@ def test_the_paper_objective_lowers_the_similarity_of_the_forget_pairs(harvested
 
 def test_the_loss_met_in_the_projection_alone_leaves_the_encoder_as_it_was(harvested: tuple[RunConfig, RunDir]) -> None:
     config, run = harvested
-    found = loop.train(with_train(config, objective="projection", steps=10, learning_rate=1e-2), run)
+    found = stage.train(with_train(config, objective="projection", steps=10, learning_rate=1e-2), run)
     first = next(row for row in read_jsonl(run.metrics) if row["step"] == 0)
     assert found["best_validation"]["forgetting"] < first["terms"]["forgetting"] - 0.1  # CLIP forgets
     original = load_file(bases.POCKET_FOLDER / "text_encoder" / "model.safetensors")
@@ -202,7 +203,7 @@ def test_a_lora_is_merged_into_plain_weights(harvested: tuple[RunConfig, RunDir]
     from sd_erase.bases import POCKET_FOLDER
 
     config, run = harvested
-    found = loop.train(with_train(config, lora_rank=4), run)
+    found = stage.train(with_train(config, lora_rank=4), run)
     before, after = load_file(POCKET_FOLDER / "text_encoder" / "model.safetensors"), encoder(run)
     factors = load_file(run.encoder / "lora.safetensors")
     assert before.keys() == after.keys() and found["trained_numbers"] == sum(value.numel() for value in factors.values())
@@ -229,7 +230,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_and_the_last_checkpoint(
     with pytest.raises(
         UserError, match=r"Loss term 'preserve' is not finite at step \d+.*last good checkpoint is .*best.safetensors"
     ):
-        loop.train(config, run)
+        stage.train(config, run)
     assert run.read_manifest("train") is None and (run.checkpoints / "best.safetensors").is_file()
 
 
@@ -246,7 +247,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_name_and_the_last_checkpoint(
 def test_settings_that_do_not_fit_are_refused(harvested: tuple[RunConfig, RunDir], changes: dict[str, Any], words: str) -> None:
     config, run = harvested
     with pytest.raises(UserError, match=words):
-        loop.train(with_train(config, **changes), run)
+        stage.train(with_train(config, **changes), run)
     assert not run.encoder.exists()
 
 
@@ -254,14 +255,14 @@ def test_text_without_images_trains_sd_but_not_the_paper(harvested: tuple[RunCon
     config, run = harvested
     write_jsonl_atomic(run.pairs, ({**vars(pair), "image": None} for pair in read_pairs(run)))
     with pytest.raises(UserError, match="needs an image for every caption"):
-        loop.train(with_train(config, objective="paper"), run)
-    loop.train(config, run)
+        stage.train(with_train(config, objective="paper"), run)
+    stage.train(config, run)
     assert set(next(read_jsonl(run.metrics))["terms"]) == STATE_TERMS
 
 
 def test_a_forget_set_smaller_than_a_batch_warns(harvested: tuple[RunConfig, RunDir]) -> None:
     config, run = harvested
-    found = loop.train(with_train(config, batch_size=64, steps=1), run)
+    found = stage.train(with_train(config, batch_size=64, steps=1), run)
     assert any("fewer than a batch of 64" in warning for warning in found["warnings"])
 
 
@@ -269,7 +270,7 @@ def test_the_encoder_says_what_was_erased(harvested: tuple[RunConfig, RunDir]) -
     from safetensors import safe_open
 
     config, run = harvested
-    loop.train(config, run)
+    stage.train(config, run)
     with safe_open(run.encoder / "text_encoder" / "model.safetensors", framework="pt") as file:
         metadata = file.metadata()
     assert (metadata["format"], metadata["sd_erase.concept"]) == ("pt", "bicycle")
@@ -278,7 +279,7 @@ def test_the_encoder_says_what_was_erased(harvested: tuple[RunConfig, RunDir]) -
 
 def test_the_closed_form_moves_the_forget_captions_without_a_step(harvested: tuple[RunConfig, RunDir]) -> None:
     config, run = harvested
-    found = loop.train(with_train(config, objective="fast", steps=0), run)
+    found = stage.train(with_train(config, objective="fast", steps=0), run)
     (row,) = read_jsonl(run.metrics)
     assert (found["steps"], found["best_step"], row["split"]) == (0, 0, "validation")
     assert row["terms"]["redirect"] < 0.4  # the original's is about 1.2
@@ -290,7 +291,7 @@ def test_the_token_baseline_changes_nothing_but_the_rows_of_the_words(harvested:
     from sd_erase.pocket.build import tokenizer
 
     config, run = harvested
-    found = loop.train(with_train(config, objective="token", steps=0), run)
+    found = stage.train(with_train(config, objective="token", steps=0), run)
     before, after = load_file(POCKET_FOLDER / "text_encoder" / "model.safetensors"), encoder(run)
     key = "text_model.embeddings.token_embedding.weight"
     assert {name for name in after if not torch.equal(after[name].half(), before[name])} == {key}
@@ -384,14 +385,14 @@ def test_the_token_baseline_leaks_through_an_unlisted_word() -> None:
 
 def test_a_wrong_setting_does_not_cost_an_encoder_that_is_done(harvested: tuple[RunConfig, RunDir]) -> None:
     config, run = harvested
-    first = loop.train(config, run)
+    first = stage.train(config, run)
     with pytest.raises(UserError, match="trains the text tower only"):
-        loop.train(with_train(config, towers="both"), run)
+        stage.train(with_train(config, towers="both"), run)
     assert run.read_manifest("train") == first and encoder(run)
 
 
 def test_a_training_that_diverged_says_so(harvested: tuple[RunConfig, RunDir]) -> None:
     config, run = harvested
-    found = loop.train(with_train(config, learning_rate=1.0, steps=3, validate_every=3), run)
+    found = stage.train(with_train(config, learning_rate=1.0, steps=3, validate_every=3), run)
     assert any("No step validated better than the start" in warning for warning in found["warnings"])
-    assert not any("diverged" in warning for warning in loop.train(with_train(config, steps=20), run)["warnings"])
+    assert not any("diverged" in warning for warning in stage.train(with_train(config, steps=20), run)["warnings"])

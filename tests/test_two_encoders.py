@@ -17,7 +17,8 @@ from sd_erase.attacks.stage import attack
 from sd_erase.captions.pocket import render
 from sd_erase.clip import encode, load_towers
 from sd_erase.config import ExportConfig, HarvestConfig, RunConfig, TrainConfig, dump
-from sd_erase.erasure import loop
+from sd_erase.erasure import stage
+from sd_erase.erasure.batches import Batches
 from sd_erase.erasure.merge import merge, merged_config
 from sd_erase.errors import UserError
 from sd_erase.export.lora import export
@@ -62,7 +63,7 @@ def states(folder: Path, run: RunDir, name: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("objective", ["sd", pytest.param("robust", marks=pytest.mark.slow)])
 def test_both_encoders_learn_and_the_pooled_output_with_the_second(folder: Path, tmp_path: Path, objective: str) -> None:
     config, run = harvested(folder, tmp_path / "run", steps=60, objective=objective)
-    found = loop.train(config, run)
+    found = stage.train(config, run)
     base = bases.resolve(config.base)
     assert found["encoders"].keys() == set(NAMES) and found["best_step"] == found["encoders"]["text_encoder"]["best_step"]
     pooled = {}
@@ -122,10 +123,10 @@ def test_an_interruption_in_the_second_encoder_does_not_train_the_first_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, run = harvested(folder, tmp_path / "run", objective="sd")
-    loop.train(config, run)
+    stage.train(config, run)
     expected = {name: states(folder, run, name) for name in NAMES}
     config, again = harvested(folder, tmp_path / "again", objective="sd")
-    steps, plain = [], loop._Data.batch
+    steps, plain = [], Batches.batch
 
     def interrupted(self: object, split: str, number: int) -> object:
         if split == "train":
@@ -134,11 +135,11 @@ def test_an_interruption_in_the_second_encoder_does_not_train_the_first_again(
                 raise KeyboardInterrupt
         return plain(self, split, number)
 
-    monkeypatch.setattr(loop._Data, "batch", interrupted)
+    monkeypatch.setattr(Batches, "batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(config, again)
+        stage.train(config, again)
     steps.clear()
-    loop.train(config, again)
+    stage.train(config, again)
     assert steps == [4, 5, 6, 7, 8, 9, 10, 11]  # the second encoder's, from its last checkpoint
     for name in NAMES:
         found = states(folder, again, name)
@@ -147,7 +148,7 @@ def test_an_interruption_in_the_second_encoder_does_not_train_the_first_again(
 
 def test_a_lora_of_both_is_exported_exactly(folder: Path, tmp_path: Path) -> None:
     config, run = harvested(folder, tmp_path / "run", objective="sd", lora_rank=4)
-    found = loop.train(config, run)
+    found = stage.train(config, run)
     assert all(run.lora(name).is_file() for name in NAMES) and found["lora_rank"] == 4
     config = dataclasses.replace(config, export=ExportConfig(to="lora", dtype="float32"))
     (file,) = export(config, run)["files"]
@@ -166,7 +167,7 @@ def test_the_closed_form_and_a_merge_work_on_both(folder: Path, tmp_path: Path) 
     runs = []
     for concept in ("bicycle", "elephant"):
         config, run = harvested(folder, tmp_path / concept, concept, objective="fast", steps=0)
-        loop.train(config, run)
+        stage.train(config, run)
         runs.append(run)
     merged = RunDir(tmp_path / "both")
     merged.path.mkdir()
@@ -183,12 +184,12 @@ def test_the_closed_form_and_a_merge_work_on_both(folder: Path, tmp_path: Path) 
 def test_what_needs_a_vision_tower_is_refused_before_anything_is_trained(folder: Path, tmp_path: Path) -> None:
     config, run = harvested(folder, tmp_path / "run", objective="paper")
     with pytest.raises(UserError, match="second has none here: pass --objective sd"):
-        loop.train(config, run)
+        stage.train(config, run)
     assert not run.encoder.exists()
 
 
 def test_the_prefix_search_says_that_it_is_for_one_encoder(folder: Path, tmp_path: Path) -> None:
     config, run = harvested(folder, tmp_path / "run", objective="fast", steps=0)
-    loop.train(config, run)
+    stage.train(config, run)
     with pytest.raises(UserError, match="reads two text encoders"):
         attack(config, run)

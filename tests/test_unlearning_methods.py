@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from sd_erase import bases, catalog
 from sd_erase.clip import image_embeddings, load_erased_towers, load_towers
 from sd_erase.config import HarvestConfig, RunConfig, TrainConfig
-from sd_erase.erasure import loop, pairwise
+from sd_erase.erasure import pairwise, stage
 from sd_erase.erasure.losses import prediction_divergence
 from sd_erase.erasure.method import Batch
 from sd_erase.erasure.pairwise import Embedded
@@ -143,7 +143,7 @@ def test_it_trains_and_is_found_again(
     shutil.copytree(source.path, tmp_path / "run")
     run = RunDir(tmp_path / "run")
     train = dataclasses.replace(config.train, objective=objective, towers="both" if both else "text")
-    found = loop.train(dataclasses.replace(config, train=train), run)
+    found = stage.train(dataclasses.replace(config, train=train), run)
     assert found["best_step"] == 2
     assert {row["step"] for row in read_jsonl(run.metrics)} == {0, 1, 2}
     towers = load_erased_towers(bases.resolve("pocket"), run, torch.device("cpu"))

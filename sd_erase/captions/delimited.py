@@ -238,14 +238,14 @@ def _keyed(file: Path, rows: Iterator[tuple[str, str, str]], tally: Tally, folde
         yield Caption(keys.own(f"{name}#{index}"), images.path(name), text, None)
 
 
-def url_first(rows: Iterator[str]) -> bool | None:
-    """Whether the first column of Conceptual Captions' rows is the address (CC12M) or the second (CC3M); None where neither is."""
+def addresses(rows: Iterator[str]) -> tuple[int, bool]:
+    """How many of Conceptual Captions' rows have an address, and whether it is the first column (CC12M) or the second (CC3M)."""
     votes: Counter[bool] = Counter()
     for line in rows:
         left, tab, right = line.partition("\t")
         if tab and bool(URL.match(left.strip())) != bool(URL.match(right.strip())):
             votes[bool(URL.match(left.strip()))] += 1
-    return votes.most_common(1)[0][0] if votes else None
+    return sum(votes.values()), bool(votes) and votes.most_common(1)[0][0]
 
 
 def read_addressed(file: Path, tally: Tally) -> Iterator[Caption]:
@@ -254,13 +254,13 @@ def read_addressed(file: Path, tally: Tally) -> Iterator[Caption]:
     The published files know no quotes: a cell is what stands between two tabs.
     """
     first, rows = peeked(lines(file))
-    is_first = url_first(iter(first))
+    _, is_first = addresses(iter(first))
     broken = _Broken(file, "`caption<TAB>url` or `url<TAB>caption`", tally)
     for number, line in enumerate(rows, 1):
         left, tab, right = line.partition("\t")
         right = right.split("\t", 1)[0]
         text, address = (right, left) if is_first else (left, right)
-        if not tab or is_first is None or not URL.match(address.strip()):
+        if not tab or not URL.match(address.strip()):
             broken.row(number, line)
             continue
         broken.good += 1

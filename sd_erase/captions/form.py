@@ -54,9 +54,12 @@ def form_of(file: Path) -> str:
         return "pipes"
     if delimited.header_of(lines[0]):
         return "table"
-    if any(delimited.TOKEN.match(line) for line in lines):
+    addressed, is_first = delimited.addresses(iter(lines))
+    tokens = sum(delimited.TOKEN.match(line) is not None for line in lines)
+    # captions end in "#1" too, and an address may
+    if tokens and (tokens > addressed or is_first and tokens == addressed):
         return "tokens"
-    if delimited.url_first(iter(lines)) is not None:
+    if addressed:
         return "addressed"
     if file.name.endswith((".jsonl", ".jsonl.gz", ".ndjson")):
         return "json lines"  # its reader names the first line that is none

@@ -8,6 +8,7 @@ runs them all; two processes may run independent steps side by side (`--step cli
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sd_erase.checkpoint import load_checkpoint, save_checkpoint
+from sd_erase.fitting import Fit
 from sd_erase.pocket import world
 from sd_erase.rundir import write_json_atomic, write_text_atomic
 
@@ -74,49 +75,54 @@ def fit(
         return load_file(final)
     trained = list(model.parameters())
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
+
+    def factor(step: int) -> float:
+        progress = (step - warmup) / max(1, steps - warmup)
+        return (step + 1) / warmup if step < warmup else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+
     average = {key: value.detach().clone() for key, value in model.state_dict().items()} if ema_decay else {}
-    checkpoint, start = folder / f"{name}.checkpoint.safetensors", 0
-    if checkpoint.is_file():
-        start, groups = load_checkpoint(checkpoint, optimizer)
+
+    def restore(groups: dict[str, dict[str, torch.Tensor]]) -> None:
         model.load_state_dict(groups["model"])
-        average = groups.get("average", {})
+        average.update(groups.get("average", {}))
+
+    fit = Fit(
+        trained,
+        optimizer,
+        torch.optim.lr_scheduler.LambdaLR(optimizer, factor),
+        folder / f"{name}.checkpoint.safetensors",
+        checkpoint_every,
+        lambda: {"model": model.state_dict(), "average": average},
+        restore,
+    )
+    start = 0
+    if fit.checkpoint.is_file():
+        start = fit.resume()
         log.info("%s: resumed at step %d", name, start)
     began, recent = time.perf_counter(), []
-    for step in range(start, steps):
-        progress = (step - warmup) / max(1, steps - warmup)
-        factor = (step + 1) / warmup if step < warmup else 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * progress))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * factor
-        optimizer.zero_grad(set_to_none=True)
+
+    def remembered(step: int) -> torch.Tensor:
         loss = loss_of(step)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
         recent.append(loss.item())
+        return loss
+
+    def after(done: int, _: float) -> None:
         if ema_decay:
-            decay = min(ema_decay, (1 + step) / (10 + step))
+            decay = min(ema_decay, done / (9 + done))
             with torch.no_grad():
                 for key, value in model.state_dict().items():
                     if value.is_floating_point():
                         average[key].lerp_(value, 1 - decay)
-        done = step + 1
         if done % 50 == 0:
             rate = (time.perf_counter() - began) / (done - start)
-            log.info(
-                "%s %d/%d loss %.4f, %.3f s/step, %.1f min left",
-                name,
-                done,
-                steps,
-                np.mean(recent),
-                rate,
-                rate * (steps - done) / 60,
-            )
+            left = rate * (steps - done) / 60
+            log.info("%s %d/%d loss %.4f, %.3f s/step, %.1f min left", name, done, steps, np.mean(recent), rate, left)
             recent.clear()
-        if done % checkpoint_every == 0 or done == steps:
-            save_checkpoint(checkpoint, {"model": model.state_dict(), "average": average}, optimizer, done)
+
+    fit.run(start, steps, remembered, after)
     result = average if ema_decay else {key: value.detach().clone() for key, value in model.state_dict().items()}
     save_file({key: value.contiguous() for key, value in result.items()}, final)
-    checkpoint.unlink(missing_ok=True)
+    fit.checkpoint.unlink(missing_ok=True)
     return result
 
 
