@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,6 +143,17 @@ def test_whatever_a_runs_files_say_is_a_result_or_a_sentence(whole: RunDir, data
             reader()
         except UserError as error:
             assert "\n" not in str(error) and len(str(error)) < MOST
+
+
+@pytest.mark.parametrize("stages", [{"train": {}}, {"train": []}, [], 3, {"train": {"status": "complete"}}])
+def test_a_record_of_no_known_form_does_not_keep_the_page_from_being_written(
+    whole: RunDir, stages: object, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "stranger")
+    shutil.copytree(whole.path, run.path)
+    write_json_atomic(run.run, {"status": "complete", "stages": stages})
+    build_report(load(run.config), run)
+    assert (run.report / "report.html").is_file()
 
 
 @pytest.mark.parametrize(

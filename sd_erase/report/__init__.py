@@ -88,6 +88,7 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
         "warnings": warnings,
         "config": dump(config),
         "record": record,
+        "ended": _ended(record),
         "version": __version__,
         "gone_rate": GONE_RATE,
         "kept_share": KEPT_SHARE,
@@ -159,6 +160,12 @@ def _table_row(row: dict[str, Any]) -> dict[str, Any]:
         return {key: round(100 * share[key], 2) for key in ("low", "high", "rate")}
 
     return {**row, "is_target": row["role"].startswith("target"), "marks": [mark(row["original"]), mark(row["erased"])]}
+
+
+def _ended(record: dict[str, Any]) -> list[tuple[str, str, Any]]:
+    """Name, status and seconds of the stages that a run's record says are over; one without a status is left out."""
+    every = [(name, stage.get("status"), stage.get("seconds")) for name, stage in (record.get("stages") or {}).items()]
+    return [(name, status, seconds) for name, status, seconds in every if isinstance(status, str) and status != "running"]
 
 
 def _loading(base: Base, exported: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
