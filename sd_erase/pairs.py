@@ -239,7 +239,9 @@ def _stream(
     tally: Tally | None = None,
 ) -> Iterator[Caption]:
     """The data set's captions without those that name what is excluded."""
-    captions = open_dataset(dataset, base, run.data, wanted, concepts=selected, seed=config.seed, tally=tally)
+    captions = open_dataset(
+        dataset, base, run.data, wanted, concepts=selected, seed=config.seed, tally=tally, device=config.device
+    )
     if not config.harvest.exclude:
         return captions
     excluded = concepts.excluded_words(config.harvest.exclude)

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from sd_erase import bases, drawing
+from sd_erase import bases, drawing, resources
 from sd_erase.captions import open_dataset, synthetic
 from sd_erase.concepts import Concept, load_concepts
 from sd_erase.config import HarvestConfig, RunConfig, TrainConfig
@@ -54,6 +55,21 @@ def test_what_the_base_reads_as_the_concept_is_not_retained() -> None:
         assert any(re.search(rf"\b{word}", text.lower()) for text in kept) == known, word
     assert any("surfboard" in text.lower() for text in captions_of(concepts))
     assert len(kept) > 1500
+
+
+def test_the_base_reads_the_words_on_the_device_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def device(name: str) -> object:
+        asked.append(name)
+        return torch.device("cpu")
+
+    monkeypatch.setattr(resources, "device", device)
+    synthetic.vocabulary.cache_clear()
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    harvest(RunConfig(concepts=("bicycle",), device="mps", harvest=HarvestConfig("synthetic")), run)
+    assert set(asked) == {"mps"}
 
 
 def test_captions_depend_on_the_seed_alone() -> None:

@@ -46,6 +46,7 @@ def open_dataset(
     concepts: Sequence[Concept] = (),
     seed: int = 0,
     tally: Tally | None = None,
+    device: str = "cpu",
 ) -> Iterator[Caption]:
     """The captions of ``READER:PATH`` (or of ``auto``, ``pocket`` and ``synthetic``, which need no path).
 
@@ -55,6 +56,7 @@ def open_dataset(
         wanted: keys whose images are to be taken out of archives; None takes none.
         concepts, seed: what synthetic captions are made of.
         tally: told what is skipped, while the captions are read.
+        device: where the base's text encoder reads the words of synthetic captions, as in `RunConfig`.
 
     Raises:
         UserError: no such reader or path, or, while reading, a file that is malformed.
@@ -64,7 +66,7 @@ def open_dataset(
     if reader == "synthetic" and path:
         raise UserError(f"Data set {spec}: synthetic captions are made, not read; pass --dataset synthetic without a path.")
     if reader in ("pocket", "synthetic") and not path:
-        return iter(read(folder, concepts=concepts, seed=seed, base=base))
+        return iter(read(folder, concepts=concepts, seed=seed, base=base, device=device))
     return iter(read(_location(spec, reader, path), folder=folder, wanted=wanted, tally=Tally() if tally is None else tally))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from sd_erase import resources
 from sd_erase.captions.caption import Caption
 from sd_erase.concepts import Concept, all_cards, is_plural, spoken_form
 from sd_erase.drawing import Batches, Job, Settings, base_stamp, is_drawn, precision, save_png
@@ -73,6 +74,7 @@ def read(
     concepts: Sequence[Concept] = (),
     seed: int = 0,
     base: Base | None = None,
+    device: str = "cpu",
     **_: Any,
 ) -> Iterator[Caption]:
     """Captions of `concepts`, text alone; `draw` makes images of the ones that were chosen.
@@ -80,19 +82,20 @@ def read(
     Raises:
         UserError: templates and card give no caption that names a concept, or the base cannot be loaded.
     """
-    texts = _texts(tuple(concepts), seed, base)
+    texts = _texts(tuple(concepts), seed, base, device)
     for number, text in enumerate(texts):
         yield Caption(f"{number:05d}.png#0", None, text, None)
 
 
 @functools.lru_cache(maxsize=4)  # the harvest reads its captions more than once
 def vocabulary(
-    concepts: tuple[Concept, ...], seed: int, base: Base | None
+    concepts: tuple[Concept, ...], seed: int, base: Base | None, device: str = "cpu"
 ) -> tuple[list[list[str]], list[tuple[str, list[str]]]]:
     """Phrases that stay: of each object its own, the name first; and of each neighbour and spared sense, with the concept's kind.
 
     Args:
         base: leaves out what it reads as the concept; None leaves out nothing.
+        device: where it reads, as in `RunConfig`.
     """
     nouns = [
         [
@@ -110,11 +113,9 @@ def vocabulary(
         spoken = [dict.fromkeys(spoken_form(entry, plain, rng) for _ in range(SPOKEN)) for entry in concept.spared]
         kept += [(concept.kind, [phrase for phrase in phrases if phrase]) for phrases in spoken]
     if base is not None and concepts:
-        import torch
-
         from sd_erase.clip import load_towers, told_apart
 
-        towers = load_towers(base, torch.device("cpu"), need_images=False)
+        towers = load_towers(base, resources.device(device), need_images=False)
         every = list(dict.fromkeys(phrase for phrases in (*nouns, *(each for _, each in kept)) for phrase in phrases))
         apart = set(told_apart(towers, every, concepts))
         # a base that tells nothing from the concept has to keep something all the same
@@ -123,9 +124,9 @@ def vocabulary(
     return nouns, [(kind, phrases) for kind, phrases in kept if phrases]
 
 
-def _texts(concepts: tuple[Concept, ...], seed: int, base: Base | None) -> list[str]:
+def _texts(concepts: tuple[Concept, ...], seed: int, base: Base | None, device: str = "cpu") -> list[str]:
     """All captions, those to forget first; each names exactly what it is meant to name, as the matcher sees it."""
-    nouns, kept = vocabulary(concepts, seed, base)
+    nouns, kept = vocabulary(concepts, seed, base, device)
     found: dict[str, None] = {}
     for concept in concepts:
         rng = Random(f"{seed} forget {concept.name}")
