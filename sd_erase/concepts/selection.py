@@ -259,11 +259,10 @@ def _inside(phrase: str, entry: Spared) -> bool:
     """Whether `phrase` is a spared use, or a run of whole words of the spared phrase."""
     if entry.pattern.fullmatch(folded(phrase)):
         return True
-    return any(
-        re.search(bounded([(phrase, literal(phrase))]), folded(form)) is not None
-        for form in (entry.source, numbers(entry.source)[1])
-        if not re.search(r"[{*,]", form)
-    )
+    if re.search(r"[{*,]", entry.source):  # a pattern is no phrase: neither its words nor its plural are any
+        return False
+    forms = (entry.source, numbers(entry.source)[1])
+    return any(re.search(bounded([(phrase, literal(phrase))]), folded(form)) is not None for form in forms)
 
 
 def write_concepts(run: RunDir, concepts: list[Concept]) -> None:
