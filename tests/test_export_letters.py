@@ -393,6 +393,10 @@ def test_nan_and_infinities_are_counted_in_each_type(file: Callable[..., Path], 
 
 
 def test_nan_is_counted_in_the_types_without_infinities(file: Callable[..., Path]) -> None:
+    import safetensors.torch
+
+    if torch.float8_e4m3fnuz not in safetensors.torch._SIZE:
+        pytest.skip("this version of safetensors saves no float8_e4m3fnuz")
     values = torch.tensor([0x7F, 0xFF, 0x80, 0, 1], dtype=torch.uint8)
     path = file(
         {
