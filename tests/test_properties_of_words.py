@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("hypothesis", reason="needs sd-erase[dev]")
-from hypothesis import given  # noqa: E402
+from hypothesis import example, given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from sd_erase.concepts import Concept, Matcher, concept_named, inflections, label_form  # noqa: E402
@@ -49,14 +49,18 @@ def checked(concept: Concept, caption: str) -> tuple[list[Any], list[Any]]:
 
 
 @given(captions)
+@example("caf\u00e9 stra\u00dfe\u200bbike")
 def test_spans_hold_and_the_quick_tests_change_nothing(caption: str) -> None:
     slow = {concept.name: found for concept in CARDS if any(found := checked(concept, caption))}
     quick = {concept.name: (matches, spared) for concept, matches, spared in Matcher(CARDS).scan(caption)}
     assert quick == slow
     for concept in CARDS:
-        uses = sum(map(len, slow.get(concept.name, ())))
-        bare = Concept(concept.name, words=concept.words, synonyms=concept.synonyms)
-        assert len(checked(bare, caption)[0]) == uses  # a use is a match or spared, none is lost
+        matches, spared = slow.get(concept.name, ([], []))
+        bare = checked(Concept(concept.name, words=concept.words, synonyms=concept.synonyms), caption)[0]
+        if len(fold(caption)) == 1:
+            assert len(bare) == len(matches) + len(spared)  # a use is a match or spared, none is lost
+        else:  # what one of the readings spares may hold several of the other's
+            assert all(any(one.start < use.end and use.start < one.end for use in (*matches, *spared)) for one in bare)
 
 
 ascii_captions = st.lists(st.sampled_from([word for word in (*WORDS, *GAPS) if word.isascii()]), max_size=12).map("".join)
@@ -79,6 +83,7 @@ def test_both_normal_forms_are_one_text(caption: str, concept: Concept) -> None:
 
 
 @given(captions)
+@example("bike\u200b\u0301")
 def test_folding_keeps_to_the_text(caption: str) -> None:
     for reading in fold(caption):
         assert (
@@ -94,6 +99,7 @@ def test_folding_keeps_to_the_text(caption: str) -> None:
 
 
 @given(soup)
+@example("\u10670")  # begins with a mark that no letter bears
 def test_a_phrase_finds_itself_in_every_spelling(phrase: str) -> None:
     try:
         names = names_in(phrase)

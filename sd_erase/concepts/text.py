@@ -36,7 +36,6 @@ _ALIKE = str.maketrans(
 )
 _SIGNS = {code: sign for code, sign in _ALIKE.items() if sign in "'-"}
 _ACCENTS = re.compile("[\u0300-\u036f]")
-_LOOSE_MARKS = re.compile("(^|[^\\w\u0300-\u036f])[\u0300-\u036f]+")  # on no letter, as of a macron that stands alone
 _POINTS = re.compile("[\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u0640\u064b-\u0652\u0670\ufe00-\ufe0f]")  # that may be left out
 # scripts that write no space between words: what is found there may as well be the end of a longer word
 _RUN_ON = re.compile(
@@ -95,9 +94,21 @@ def folded(phrase: str) -> str:
 
 def plain(text: str) -> str:
     """A phrase as it is kept: one kind of apostrophe, hyphen and space; tags' underscores and escapes are for reading only."""
-    text = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", text.translate(_SIGNS)))
-    text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
-    return " ".join(_LOOSE_MARKS.sub(r"\1", _BRACKET_ESCAPE.sub("", text).replace("_", " ")).split())
+    text = "".join(letter for letter in text.translate(_SIGNS) if unicodedata.category(letter) != "Cf")
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", text))
+    return " ".join(_without_loose_marks(_BRACKET_ESCAPE.sub("", text).replace("_", " ")).split())
+
+
+def _without_loose_marks(text: str) -> str:
+    """`text` without the marks that stand on no letter (a lone macron): in a caption they would belong to the sign before them."""
+    if text.isascii():
+        return text
+    kept: list[str] = []
+    for letter in text:
+        on_letter = kept and (kept[-1].isalnum() or unicodedata.category(kept[-1])[0] == "M")
+        if on_letter or unicodedata.category(letter)[0] != "M":
+            kept.append(letter)
+    return "".join(kept)
 
 
 def label_form(label: object) -> str:
