@@ -115,7 +115,7 @@ FLAGS: dict[str, Flag] = {
     "train.weights": Flag("Weight of one loss term; repeatable.", name="--weight"),
     "train.validate_every": Flag("Steps between validations."),
     "train.lora_rank": Flag("Train a LoRA of this rank instead of the full linear weights; 0 trains those."),
-    "train.precision": Flag("Mixed precision."),
+    "train.precision": Flag("Mixed precision; auto takes bf16 where the processor has units for it and the encoder is wide."),
     "train.clip": Flag(
         "CLIP model (folder or hub id) that the base's text encoder is from, with its vision tower; by default the base's.",
         metavar="CLIP",

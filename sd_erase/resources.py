@@ -73,6 +73,27 @@ def device(name: str) -> Any:
     return chosen
 
 
+WIDE = 512  # from this width of a text encoder on, matrix units for bfloat16 pay
+
+
+def precision(name: str, device: Any, width: int) -> str:
+    """Accelerate's mixed precision for training: `name`, or what "auto" stands for.
+
+    On a processor with matrix units for bfloat16 (AMX) a step of an encoder of 512, 768 and 1,024 numbers takes .58, .56 and .49 of
+    its time in float32; of the pocket model's 128 numbers 1.55. On a card launches are what takes time: an H200 is slower with it.
+
+    Args:
+        device: the `torch.device` that trains.
+        width: of the text encoder's hidden states.
+    """
+    import torch
+
+    if name != "auto":
+        return name
+    has_units = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # without a public name before torch 2.10
+    return "bf16" if device.type == "cpu" and width >= WIDE and has_units() else "no"
+
+
 def free_memory(device: Any) -> int:
     """Bytes that are free on a `torch.device`: of the graphics card, else of this machine."""
     import psutil

@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -956,3 +957,39 @@ def test_an_autoencoder_of_all_its_tensors_is_complete() -> None:
         )
         header.tensors[first]["shape"] = [320, 4, 3, 3]
         assert metadata._parts(header, "sd1") == notes
+
+
+def test_reading_numbers_tells_every_megabyte(file: Callable[..., Path]) -> None:
+    told_of: list[Any] = []
+
+    class Task:
+        def advance(self, amount: int = 1) -> None:
+            told_of.append(amount)
+
+    @contextmanager
+    def progress(title: str, total: int | None) -> Iterator[Task]:
+        told_of.append((title, total))
+        yield Task()
+
+    path = file({"a": torch.ones(700_000), "b": torch.ones(300_000)})
+    inspect_file(path, progress)
+    assert told_of[0] == ("reading the numbers (MB)", 4) and sum(told_of[1:]) == 4 and min(told_of[1:]) >= 0
+
+
+def test_what_inspecting_says_of_nothing_and_of_half_an_encoder(file: Callable[..., Path]) -> None:
+    assert inspect_file(file({}))["problems"] == ["It holds no tensor: export or download it again."]
+    lacking = encoder()
+    del lacking["text_model.final_layer_norm.bias"]
+    path = file(lacking)
+    assert told(formats.read_encoders, path) == (
+        f"The text encoder of {path} cannot be loaded, 1 of its tensors are missing, first text_model.final_layer_norm.bias: pass a "
+        "complete model (nothing is made up for what does not fit)."
+    )
+    strange = file(encoder() | {"text_model.x": torch.ones(1)})
+    assert "first text_model.x" in told(formats.read_encoders, strange)
+
+
+def test_the_keys_of_an_encoder() -> None:
+    assert formats.text_encoder_keys(1) == set(encoder())
+    assert formats.text_encoder_keys(1, True) == {*encoder(), "text_projection.weight"}
+    assert formats.parted("x", ("a", "b"), torch.arange(4)).keys() == {"a", "b"}

@@ -70,8 +70,8 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             f"Objective {settings.objective} needs a CLIP with a vision tower for every text encoder, and {base.title}'s second "
             "has none here: pass --objective sd or fast, and --towers text."
         )
-    accelerator = _accelerator(config)
-    training = _Training(config, settings, run, accelerator, pairs, progress)
+    device = _device(config)
+    training: _Training | None = None
     read: dict[str, Any] = {}
     anchors: dict[str, str] = {}
     parts: dict[str, dict[str, Any]] = {}
@@ -79,7 +79,7 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
     for encoder in base.encoders:  # one after the other: they share nothing but the captions, and memory holds one
         towers = load_towers(
             base,
-            accelerator.device,
+            device,
             need_images=with_images or bool(settings.clip),
             encoder=encoder,
             share_vision=settings.towers != "both",
@@ -96,7 +96,10 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
                 else dataclasses.replace(concept, neighbours=choose_neighbours(towers, concept, anchors[concept.name]))
                 for concept in concepts
             ]
-        stamp = fingerprint(inputs, read)
+        if training is None:
+            accelerator = _accelerator(resources.precision(settings.precision, device, towers.text.config.hidden_size), device)
+            training = _Training(config, settings, run, accelerator, pairs, progress)
+        stamp = fingerprint(inputs, read, accelerator.mixed_precision)
         trainer = training.of(towers, concepts, anchors, stamp)
         warnings |= dict.fromkeys(trainer.data.warnings)
         metadata = {
@@ -135,7 +138,7 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "learning_rate": settings.learning_rate,
             "batch_size": settings.batch_size,
             "device": str(accelerator.device),
-            "precision": settings.precision,
+            "precision": accelerator.mixed_precision,
             "seconds": round(time.perf_counter() - started, 1),
             "peak_memory_mb": _peak_memory(accelerator),
             "warnings": list(warnings),
@@ -250,17 +253,20 @@ def _resolved(settings: TrainConfig, method: Method, base: bases.Base) -> TrainC
     )
 
 
-def _accelerator(config: RunConfig) -> Any:
-    device = resources.device(config.device)
+def _device(config: RunConfig) -> torch.device:
+    """The device that trains, with the seed set."""
+    device: torch.device = resources.device(config.device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     torch.manual_seed(config.seed)
+    return device
+
+
+def _accelerator(precision: str, device: torch.device) -> Accelerator:
     try:
-        return Accelerator(cpu=device.type == "cpu", mixed_precision=config.train.precision)
+        return Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
     except ValueError as error:
-        raise UserError(
-            f"Precision {config.train.precision} cannot be used on {device} ({error}): pass --precision no."
-        ) from error
+        raise UserError(f"Precision {precision} cannot be used on {device} ({error}): pass --precision no.") from error
 
 
 def _peak_memory(accelerator: Any) -> float | None:
