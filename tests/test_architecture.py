@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import functools
 import dataclasses
+import functools
 import importlib.util
 import resource
 import subprocess
