@@ -37,7 +37,7 @@ def _pairs_a_second(arguments: Callable[[Place], list[str]]) -> Callable[[Place]
 
         def run(tree: Path) -> Result:
             whole = place.trained(tree, *given)
-            rate = json.loads((place.folder / "run" / "run" / "train.json").read_text())["samples_per_second"]
+            rate = json.loads((place.folder / "run" / "run" / "manifests" / "train.json").read_text())["samples_per_second"]
             return dataclasses.replace(whole, seconds=1.0, work=rate)
 
         return Program("ours", lambda: run(ROOT)), Program(COMMIT, lambda: run(other))
