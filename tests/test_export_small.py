@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -473,3 +476,41 @@ def test_an_exported_file_is_intact_in_size_and_content(tmp_path: Path) -> None:
     assert not _is_intact(file)
     path.unlink()
     assert not _is_intact(file)
+
+
+# --- what is told along the way, and the card of a hub's model ---------------------------------------------------------------------
+
+
+class Told:
+    """A progress that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.advances: dict[tuple[str, int | None], list[int]] = {}
+
+    @contextmanager
+    def __call__(self, title: str, total: int | None) -> Iterator[Any]:
+        own = self.advances.setdefault((title, total), [])
+        yield SimpleNamespace(advance=lambda amount=1: own.append(amount))
+
+
+def test_a_checkpoint_tells_of_its_megabytes(settings: RunConfig, run: RunDir, mine: Path) -> None:
+    larger = {**load_file(mine), "first_stage_model.decoder.x": torch.ones(2_000_000)}
+    save_file(larger, mine, read_header(mine).metadata)
+    told_of, size = Told(), mine.stat().st_size // 10**6
+    checkpoint.export(replaced(settings, "export", to="a1111", checkpoint=str(mine)), run, told_of)
+    found = {row: sum(amounts) for row, amounts in told_of.advances.items() if "MB" in row[0]}
+    assert size == 8 and found == {("writing (MB)", 8): 8, ("reading back (MB)", 8): 8}
+
+
+def test_the_card_of_a_hubs_model_names_it(settings: RunConfig, run: RunDir) -> None:
+    job = Job.of(settings, run)
+    named = dataclasses.replace(job, base=dataclasses.replace(job.base, source="owner/name"))
+    assert "base_model: owner/name\n" in diffusers.model_card(named) and '    "owner/name",' in diffusers.model_card(named)
+    assert "base_model" not in diffusers.model_card(job) and '    "BASE_MODEL",' in diffusers.model_card(job)
+
+
+def test_a_card_has_the_tables_without_each_prompt(settings: RunConfig, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(Job.of(settings, run).links), "fault", lambda self, stage: None)
+    monkeypatch.setattr(diffusers, "stored", lambda run: None)
+    monkeypatch.setattr(diffusers, "render_markdown", lambda found: "# Figures\n\n## Each prompt\n\n| a |")
+    assert diffusers._measured(Job.of(settings, run)) == "## Figures"
