@@ -16,7 +16,7 @@ from sd_erase import __version__, catalog, quiet, schema
 from sd_erase.config import SECTIONS, RunConfig
 from sd_erase.errors import UserError
 from sd_erase.flags import CONCEPT, FLAGS, Checked, FilePath, given_names, resolve_config, section, settings, type_of
-from sd_erase.folders import Busy
+from sd_erase.folders import Busy, lasting
 from sd_erase.interrupts import Terminated, as_interrupts
 from sd_erase.rundir import RunDir, write_text_atomic
 from sd_erase.schema import Rule
@@ -81,7 +81,7 @@ class Commands(click.Group):
 
 def explain_os_error(error: OSError) -> str | None:
     """One sentence for what the disk refuses; None for what is rather a bug."""
-    where = error.filename or "the output's disk"
+    where = lasting(error.filename) if isinstance(error.filename, str) else "the output's disk"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left on {where}: free some, then run the same command again."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -60,6 +60,12 @@ def _temporary(folder: Path) -> Path:
     return folder / f"{TEMPORARY}{secrets.token_hex(8)}"
 
 
+def lasting(path: Path | str) -> Path:
+    """`path`, or the folder that stays of one inside a temporary: what a sentence may name."""
+    whole = Path(path)
+    return next((each for each in (whole, *whole.parents) if not any(OWN.fullmatch(part) for part in each.parts)), whole)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, which lies in a folder of ours; it becomes `path` when the block ends well.

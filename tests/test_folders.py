@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -21,9 +22,10 @@ from click.testing import CliRunner, Result
 from sd_erase import folders, stages
 from sd_erase.bases import resolve
 from sd_erase.captions import open_dataset
-from sd_erase.cli import main
+from sd_erase.cli import explain_os_error, main
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
+from sd_erase.export.job import check_space
 from sd_erase.folders import LOCK, MARK, TEMPORARY, claim, is_locked, locked, publishing, replacing, staging, sweep
 from sd_erase.pairs import Pair, read_pairs, write_pairs
 from sd_erase.provenance import is_running, read_run, recorded
@@ -499,3 +501,14 @@ def test_a_signal_ends_as_ctrl_c_does(work: Path, number: signal.Signals, code: 
     assert record["status"] == record["stages"]["harvest"]["status"] == "interrupted"
     assert invoke("harvest", "--concept", "dog", "--json").exit_code == 0
     assert [path.name for path in (work / "outputs").iterdir()] == [run.name]
+
+
+def test_a_sentence_names_no_folder_that_is_gone_when_it_is_read(tmp_path: Path) -> None:
+    with staging(tmp_path / "out") as place:
+        inside = place / "new" / "text_encoder"
+        assert TEMPORARY in str(inside) and folders.lasting(inside) == tmp_path / "out"
+        full = OSError(errno.ENOSPC, "No space left on device", str(inside / "model.safetensors"))
+        assert explain_os_error(full) == f"no space left on {tmp_path / 'out'}: free some, then run the same command again."
+        job = pytest.raises(UserError, check_space, inside, 10**18)
+        assert f"no space left on {tmp_path / 'out'} (" in str(job.value)
+    assert folders.lasting(tmp_path / "a" / "b.json") == tmp_path / "a" / "b.json"

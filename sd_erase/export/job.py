@@ -21,7 +21,7 @@ from sd_erase.clients import Client, clients, line
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError, unknown_choice
 from sd_erase.export.integrity import check as integrity_of
-from sd_erase.folders import staging, umask_mode
+from sd_erase.folders import lasting, staging, umask_mode
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.rundir import RunDir, fingerprint
 
@@ -281,7 +281,7 @@ def check_space(folder: Path, size: int) -> None:
         raise _unwritable(folder, error) from error
     if free < size + SPARE_BYTES:
         raise UserError(
-            f"no space left on {folder} ({size / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free): "
+            f"no space left on {lasting(folder)} ({size / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free): "
             "free some, or pass another folder with --output."
         )
 
