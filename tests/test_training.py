@@ -107,6 +107,30 @@ def test_little_memory_costs_a_second_pass_and_changes_no_number(
     assert all(torch.equal(value, weights[name]) for name, value in encoder(run).items())
 
 
+@pytest.mark.parametrize("has_units", [False, True])
+def test_bfloat16_is_taken_where_the_processor_has_units_and_the_encoder_is_wide(
+    has_units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sd_erase import resources
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_units, raising=False)
+    cpu, card = torch.device("cpu"), torch.device("cuda")
+    assert [resources.precision("auto", cpu, width) for width in (128, 511, 512, 768)] == [
+        "no",
+        "no",
+        *["bf16" if has_units else "no"] * 2,
+    ]
+    assert resources.precision("auto", card, 768) == "no"
+    assert [resources.precision(name, cpu, 128) for name in ("no", "bf16", "fp16")] == ["no", "bf16", "fp16"]
+
+
+def test_the_manifest_says_which_precision_auto_was(harvested: tuple[RunConfig, RunDir]) -> None:
+    config, run = harvested
+    assert config.train.precision == "auto"
+    assert stage.train(with_train(config, steps=1, validate_every=1), run)["precision"] == "no"  # of the pocket model
+    assert stage.train(with_train(config, steps=1, validate_every=1, precision="bf16"), run)["precision"] == "bf16"
+
+
 def test_what_a_step_keeps_by_hand() -> None:
     text = SimpleNamespace(max_position_embeddings=77, hidden_size=768, num_hidden_layers=12)
     vision = SimpleNamespace(image_size=224, patch_size=14, hidden_size=1024, num_hidden_layers=24)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from sd_erase import bases, catalog, chain, resources
 from sd_erase.clip import Towers, choose_anchor, choose_neighbours, load_towers, save_clip, save_text_encoder
@@ -263,6 +264,8 @@ def _device(config: RunConfig) -> torch.device:
 
 
 def _accelerator(precision: str, device: torch.device) -> Accelerator:
+    # what it keeps for a process is of the training before: a comparison's methods may differ in precision
+    AcceleratorState._reset_state(reset_partial_state=True)
     try:
         return Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
     except ValueError as error:
