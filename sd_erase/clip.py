@@ -71,21 +71,18 @@ class Towers:
         return min(int((ids == self.tokenizer.eos_token_id).int().argmax(1).max()) + 4, ids.shape[1])
 
 
-def encode(
-    text: Any, ids: torch.Tensor, layers: Sequence[int], places: torch.Tensor | None = None
-) -> tuple[list[torch.Tensor], torch.Tensor]:
+def encode(text: Any, ids: torch.Tensor, layers: Sequence[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The hidden states that a denoiser reads, and the pooled end-of-text state.
 
     Args:
         text: a CLIPTextModel.
         ids: [batch, positions].
         layers: -1 is the last layer behind the final norm, -2 the one before it without the norm.
-        places: [positions], where in a caption these stand; None is one behind the other.
 
     Returns:
         One [batch, positions, width] tensor a layer, and the pooled state [batch, width] before the projection.
     """
-    output = text(input_ids=ids, position_ids=None if places is None else places[None], output_hidden_states=True)
+    output = text(input_ids=ids, output_hidden_states=True)
     states = [output.last_hidden_state if layer == -1 else output.hidden_states[layer] for layer in layers]
     return states, output.pooler_output
 

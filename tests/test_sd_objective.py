@@ -10,7 +10,6 @@ import torch
 from sd_erase import bases
 from sd_erase.clip import encode, load_towers
 from sd_erase.concepts import concept_named
-from sd_erase.erasure import sd
 from sd_erase.erasure.method import Batch
 from sd_erase.erasure.sd import StableDiffusionErasure, alignment, misspell, redirect
 from sd_erase.pairs import Pair
@@ -158,36 +157,3 @@ def test_augmented_captions_still_name_the_concept_where_the_spans_say() -> None
         assert "object" in found.target and not any(f" {name} " in f" {found.target.lower()} " for name in ("bicycle", "bike"))
         seen.add(found.caption)
     assert len(seen) > 40 and any(text.isupper() for text in seen)
-
-
-# --- the positions of a step -------------------------------------------------------------------------------------------------
-
-
-def test_a_step_looks_at_all_positions_at_the_captions_or_at_some_of_the_padding_too() -> None:
-    steps = [sd._places(20, 77, random.Random(number)) for number in range(2000)]
-    lengths = [len(places) for places in steps]
-    assert sd._places(20, 77, None) == list(range(77))
-    assert set(lengths) == {20, 20 + sd.PADDING, 77}
-    assert lengths.count(77) / 2000 == pytest.approx(sd.FULL_LENGTH_SHARE, abs=0.03)
-    assert lengths.count(20 + sd.PADDING) / 2000 == pytest.approx(sd.PADDED_SHARE, abs=0.04)
-    assert all(places[:20] == list(range(20)) and places == sorted(set(places)) for places in steps)
-    assert {place for places in steps if len(places) < 77 for place in places} == set(range(77))
-    assert all(sd._places(77 - sd.PADDING, 77, random.Random(number)) == list(range(77)) for number in range(50))
-
-
-def test_words_have_the_same_states_whatever_of_the_padding_is_looked_at() -> None:
-    towers = load_towers(bases.resolve("pocket"), "cpu", need_images=False)
-    ids = towers.tokens(["a bicycle next to a dog", ""])
-    end = towers.end_of(ids)
-    where = torch.tensor([*range(end), 40, 76])
-    with torch.no_grad():
-        (whole,), pooled = encode(towers.frozen_text, ids, (-1,))
-        (part,), part_pooled = encode(towers.frozen_text, ids[:, where], (-1,), where)
-    assert torch.allclose(part[:, :end], whole[:, :end], atol=1e-4) and torch.allclose(part_pooled, pooled, atol=1e-4)
-    # padding has seen less of the padding before it, at its own place
-    near = torch.nn.functional.cosine_similarity(part[:, end:], whole[:, where[end:]], dim=-1)
-    assert float(near.min()) > 0.9 and not torch.allclose(part[:, end:], whole[:, where[end:]], atol=1e-4)
-
-
-def test_padding_maps_to_itself() -> None:
-    assert sd._within([0, 2, 2], [0, 1, 2, 40, 76]) == [0, 2, 2, 3, 4]

@@ -126,9 +126,7 @@ def misspell(word: str, rng: random.Random) -> str:
 
 TEMPLATES = ("{}", "{} and {}", "a {}", "the {}", "some {} here")  # the concept alone, twice, first and last
 PSEUDO_SHARE = 0.3  # of the forget captions in which a pseudo-word stands for the concept's own
-FULL_LENGTH_SHARE = 0.15  # of the training steps that look at all 77 positions
-PADDED_SHARE = 0.45  # of those that look at `PADDING` of the positions behind the captions; the others end shortly behind them
-PADDING = 12
+FULL_LENGTH_SHARE = 0.6  # of the training steps that look at all 77 positions; the others end shortly behind the captions
 
 
 class StableDiffusionErasure(Stateless):
@@ -236,21 +234,18 @@ class StableDiffusionErasure(Stateless):
         kept = [caption for group in groups.values() for caption in group]
         ids = towers.tokens([*(item.caption for item in moved), *kept])
         target_ids = towers.tokens([item.target for item in moved])
-        teacher_ids = torch.cat([target_ids, ids[len(moved) :]])
-        end = max(towers.end_of(ids), towers.end_of(teacher_ids))
-        places = _places(end, ids.shape[1], rng if batch.split == "train" else None)
-        index = torch.tensor([_within(alignment(towers.tokenizer, item, end), places) for item in moved], device=ids.device)
-        where = torch.tensor(places, device=ids.device)
-        with torch.no_grad():
-            wanted, wanted_pooled = encode(towers.frozen_text, teacher_ids[:, where], layers, where)
-        with self._pseudo_words_in(towers, moved, end, batch):
-            states, pooled = encode(towers.text, ids[:, where], layers, where)
+        if batch.split == "train" and rng.random() > FULL_LENGTH_SHARE:
+            end = towers.end_of(ids)
+            ids, target_ids = ids[:, :end], target_ids[:, :end]
+        index = torch.tensor([alignment(towers.tokenizer, item, ids.shape[1]) for item in moved], device=ids.device)
+        with torch.no_grad():  # the targets and what is kept in one pass
+            wanted, wanted_pooled = encode(towers.frozen_text, torch.cat([target_ids, ids[len(moved) :]]), layers)
+        with self._pseudo_words_in(towers, moved, ids.shape[1], batch):
+            states, pooled = encode(towers.text, ids, layers)
 
-        wanted = [
-            torch.cat([want[: len(moved)].gather(1, index[..., None].expand(-1, -1, want.shape[2])), want[len(moved) :]])
-            for want in wanted
-        ]
-        original_pooled = wanted_pooled[len(moved) :]
+        count = len(moved)
+        wanted = [torch.cat([want[:count].gather(1, index[..., None].expand_as(want[:count])), want[count:]]) for want in wanted]
+        original_pooled = wanted_pooled[count:]
         if towers.projection is not None:  # one position of another width, all captions of the batch its spread
             wanted_pooled, own_pooled = (towers.projection(each)[:, None] for each in (wanted_pooled, pooled))
             pooled_spread = spread(wanted_pooled)
@@ -267,30 +262,6 @@ class StableDiffusionErasure(Stateless):
             retained = slice(len(moved), len(moved) + len(batch.retain))
             terms |= paper_terms(towers, batch, pooled[: len(moved)], pooled[retained], original_pooled[: len(batch.retain)])
         return terms
-
-
-def _places(end: int, length: int, rng: random.Random | None) -> list[int]:
-    """The positions of a step: all of them, or the first `end` with none or `PADDING` of those behind them.
-
-    What stands at a position depends on those before it alone, and behind a caption stands the same token at each: a few of them say
-    what all do, at a third of the cost.
-
-    Args:
-        end: where the longest caption has ended.
-        length: of all captions with their padding.
-        rng: chooses; None takes all.
-    """
-    roll = 0.0 if rng is None else rng.random()
-    if rng is None or roll < FULL_LENGTH_SHARE or length - end <= PADDING:
-        return list(range(length))
-    behind = sorted(rng.sample(range(end, length), PADDING)) if roll < FULL_LENGTH_SHARE + PADDED_SHARE else []
-    return [*range(end), *behind]
-
-
-def _within(mapping: list[int], places: list[int]) -> list[int]:
-    """An `alignment` of the captions' own positions for the positions of a step: padding maps to itself."""
-    end = len(mapping)
-    return [*mapping, *range(end, len(places))]
 
 
 def _fill(template: str, word: str) -> tuple[str, tuple[tuple[int, int], ...]]:
