@@ -217,7 +217,7 @@ def resume(flags: dict[str, Any], stage: str) -> tuple[RunConfig, RunDir]:
 def working_on(config: RunConfig, run: RunDir, store: bool = True, about: dict[str, Any] | None = None) -> Iterator[None]:
     """Be the one process that writes to the run, and keep the settings in it: of a run that is begun first, of others once it went well.
 
-    What fails is not kept, and where the input was wrong nothing is left of a new run. Of a new run in a folder that was there before, the folder stays; of one whose harvest names a file of what it missed, all.
+    What fails is not kept, but what a full disk ended is; and where the input was wrong nothing is left of a new run. Of a new run in a folder that was there before, the folder stays; of one whose harvest names a file of what it missed, all.
     """
     from sd_erase.config import load
     from sd_erase.stages import write_config, writing
@@ -234,6 +234,8 @@ def working_on(config: RunConfig, run: RunDir, store: bool = True, about: dict[s
         try:
             yield
         except Exception as error:  # but no interruption
+            if is_of_the_disk(error) and run.config.exists():  # the settings are right: the same command goes on with them
+                raise
             if written_first:
                 write_text_atomic(run.config, before)
             elif is_new and run.manifest("harvest").exists():
@@ -246,6 +248,11 @@ def working_on(config: RunConfig, run: RunDir, store: bool = True, about: dict[s
             kept = dataclasses.replace(config, seed=stored.seed, device=stored.device)
             if kept != stored:
                 write_config(kept, run)
+
+
+def is_of_the_disk(error: Exception) -> bool:
+    """Whether the disk refused, and no setting is at fault: safetensors tells of it by an exception of its own."""
+    return isinstance(error, OSError) or "No space left on device" in str(error)
 
 
 def without_failed(config: RunConfig, run: RunDir) -> RunConfig:

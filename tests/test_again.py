@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -182,10 +183,22 @@ def test_of_a_new_run_only_what_went_well_is_kept(outputs: Path) -> None:
     assert ran == ["harvest", "train"] and len(list(outputs.iterdir())) == 1
 
 
-def test_an_interrupted_training_is_found_again_with_its_settings(outputs: Path) -> None:
-    invoke("harvest", "--concept", "bicycle", "--device", "cpu")
-    failure["train"] = KeyboardInterrupt()
-    invoke(*TRAIN, "--steps", 3, code=130)
+@pytest.mark.parametrize("harvested", [False, True])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (KeyboardInterrupt(), 130),
+        (OSError(errno.ENOSPC, "No space left on device"), 2),
+        (RuntimeError("Error while serializing: No space left on device (os error 28)"), 2),
+    ],
+)
+def test_an_interrupted_training_is_found_again_with_its_settings(
+    outputs: Path, error: BaseException, code: int, harvested: bool
+) -> None:
+    if harvested:
+        invoke("harvest", "--concept", "bicycle", "--device", "cpu")
+    failure["train"] = error
+    invoke(*TRAIN, "--steps", 3, code=code)
     RunDir("outputs/bicycle-pocket-0001").metrics.write_text("{}\n")
     failure.clear()
     invoke(*TRAIN, "--steps", 3)
