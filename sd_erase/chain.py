@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -351,8 +352,10 @@ def _images(run: RunDir) -> Contents:
     except (ValueError, AttributeError, KeyError, TypeError):
         return found  # another digest than what was recorded
     for name, digest in stated.items():
+        if not isinstance(name, str):
+            continue  # likewise
         path = run.images / name
-        if not path.is_file():
+        if not os.path.isfile(path):  # False for a text that can be no path, where pathlib raises
             found[name] = GONE
         elif (now := digests.of_file(path)) != digest:
             found[name] = now

@@ -42,6 +42,16 @@ def text(value: object) -> bool:
     return type(value) is str and len(value) <= MOST_TEXT
 
 
+def role(value: object) -> bool:
+    """Whether `value` is what a row of an evaluation is about."""
+    return value in ("target", "target_named", "others", "object")
+
+
+def file_name(value: object) -> bool:
+    """Whether `value` may be the path of a file inside a run."""
+    return type(value) is str and 0 < len(value) <= 255
+
+
 def family(value: object) -> bool:
     """Whether `value` is a layout of a base model's files."""
     return value in ("sd1", "sd2", "sdxl", "clip", "blip")
@@ -138,7 +148,7 @@ SHARE: dict[Any, Form] = {
     Needed("count"): count, Needed("n"): count, Needed("rate"): (number, None), Needed("low"): number, Needed("high"): number,
 }  # fmt: skip
 ROW: dict[Any, Form] = {
-    Needed("name"): text, Needed("role"): text, Needed("images"): count, Needed("original"): SHARE, Needed("erased"): (SHARE, None),
+    Needed("name"): text, Needed("role"): role, Needed("images"): count, Needed("original"): SHARE, Needed("erased"): (SHARE, None),
     Needed("change"): (signed, None), Needed("p_value"): (number, None), "kept": (number, None),
 }  # fmt: skip
 SURPLUS: dict[Any, Form] = {
@@ -156,7 +166,10 @@ EVALUATION: dict[Any, Form] = {
     Needed("surplus"): {Needed("original"): SURPLUS, "erased": SURPLUS}, "surplus_p": {str: number}, "naming": {str: count}, "left_out": count,
     "flat": {str: count}, "identical": {str: count}, Needed("per_prompt"): [PER_PROMPT], Needed("warnings"): [text], Needed("detector"): DETECTOR,
 }  # fmt: skip
-DRAWN: dict[Any, Form] = {Needed("prompt_index"): count, Needed("prompt"): str, Needed("seed"): count, "sha256": {str: text}}
+DRAWN: dict[Any, Form] = {
+    Needed("prompt_index"): count, Needed("prompt"): str, Needed("seed"): count, "sha256": {str: text},
+    "original": (file_name, None), "erased": (file_name, None),
+}  # fmt: skip
 DETECTED: dict[Any, Form] = {
     Needed("image"): text, Needed("detections"): [{Needed("label"): text, Needed("score"): number, Needed("box"): [signed]}],
 }  # fmt: skip
@@ -174,6 +187,10 @@ ATTACK: dict[Any, Form] = {
     Needed("concepts"): text, Needed("anchors"): ANCHORS, Needed("erased"): BROUGHT_BACK, Needed("control"): BROUGHT_BACK,
     **{Needed(name): count for name in ("prompts", "images_per_prompt", "tokens", "steps", "candidates")},
     Needed("seconds"): number, Needed("detector"): {Needed("name"): text}, Needed("warnings"): [text],
+}  # fmt: skip
+CONCEPT: dict[Any, Form] = {
+    Needed("name"): text, "kind": text, "anchor": (text, None),
+    **{name: [text] for name in ("words", "synonyms", "spared", "neighbours", "labels", "templates")},
 }  # fmt: skip
 RECORD: dict[Any, Form] = {
     "status": text, "stages": {str: {"status": text, "seconds": number, "peak_memory_mb": (number, None)}}, "versions": ({str: (text, None)}, None),

@@ -19,6 +19,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 from sd_erase import chain, forms  # noqa: E402
 from sd_erase.cli import main  # noqa: E402
+from sd_erase.concepts import read_concepts  # noqa: E402
 from sd_erase.config import load  # noqa: E402
 from sd_erase.erasure.merge import merged_config  # noqa: E402
 from sd_erase.errors import UserError  # noqa: E402
@@ -143,6 +144,21 @@ def test_whatever_a_runs_files_say_is_a_result_or_a_sentence(whole: RunDir, data
             reader()
         except UserError as error:
             assert "\n" not in str(error) and len(str(error)) < MOST
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [({"name": None}, r"it\[0\].name"), ({"words": [3]}, r"it\[0\].words\[0\]"), ({"anchor": 3}, r"it\[0\].anchor")],
+)
+def test_concepts_of_another_form_are_refused_by_place(
+    whole: RunDir, changes: dict[str, Any], place: str, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "stranger")
+    shutil.copytree(whole.path, run.path)
+    values = json.loads(run.concepts.read_text())
+    write_json_atomic(run.concepts, [{**values[0], **changes}])
+    with pytest.raises(UserError, match=rf"concepts.json is damaged \({place} is missing or is not what stands there\)"):
+        read_concepts(run)
 
 
 @pytest.mark.parametrize("stages", [{"train": {}}, {"train": {"status": "complete"}}])

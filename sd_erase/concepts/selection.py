@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import jsonfile
+from sd_erase import forms, jsonfile
 from sd_erase.concepts.cards import (
     TEMPLATES,
     anchor_of,
@@ -277,6 +277,6 @@ def read_concepts(run: RunDir) -> list[Concept]:
     if not run.concepts.is_file():
         raise UserError(f"Run {run} has no {run.concepts.name}: run `sd-erase harvest` first.")
     try:
-        return [Concept.from_dict(values) for values in jsonfile.read(run.concepts)]
+        return [Concept.from_dict(values) for values in jsonfile.read_as(run.concepts, [forms.CONCEPT])]
     except (TypeError, AttributeError) as error:
         raise jsonfile.damaged(run.concepts, "it holds no list of concepts") from error
