@@ -47,6 +47,11 @@ def role(value: object) -> bool:
     return value in ("target", "target_named", "others", "object")
 
 
+def box(value: object) -> bool:
+    """Whether `value` is left, top, right and bottom in pixels."""
+    return isinstance(value, list) and len(value) == 4 and all(map(signed, value))
+
+
 def file_name(value: object) -> bool:
     """Whether `value` may be the path of a file inside a run."""
     return type(value) is str and 0 < len(value) <= 255
@@ -161,9 +166,17 @@ PER_PROMPT: dict[Any, Form] = {
 DETECTOR: dict[Any, Form] = {
     Needed("name"): text, Needed("weights"): text, Needed("weights_sha256"): text, Needed("image_size"): count, Needed("confidence"): number,
 }  # fmt: skip
+SURPLUS_P: dict[Any, Form] = {Needed("doubled"): number, Needed("unnamed"): number}
+
+
+def nothing(value: object) -> bool:
+    """Whether `value` is an empty mapping: of images without an erased side there is no p-value."""
+    return value == {} and isinstance(value, dict)
+
+
 EVALUATION: dict[Any, Form] = {
     Needed("concepts"): [text], Needed("prompts"): count, Needed("images"): count, Needed("rows"): [ROW],
-    Needed("surplus"): {Needed("original"): SURPLUS, "erased": SURPLUS}, "surplus_p": {str: number}, "naming": {str: count}, "left_out": count,
+    Needed("surplus"): {Needed("original"): SURPLUS, "erased": SURPLUS}, "surplus_p": (nothing, SURPLUS_P), "naming": {str: count}, "left_out": count,
     "flat": {str: count}, "identical": {str: count}, Needed("per_prompt"): [PER_PROMPT], Needed("warnings"): [text], Needed("detector"): DETECTOR,
 }  # fmt: skip
 DRAWN: dict[Any, Form] = {
@@ -171,7 +184,7 @@ DRAWN: dict[Any, Form] = {
     "original": (file_name, None), "erased": (file_name, None),
 }  # fmt: skip
 DETECTED: dict[Any, Form] = {
-    Needed("image"): text, Needed("detections"): [{Needed("label"): text, Needed("score"): number, Needed("box"): [signed]}],
+    Needed("image"): text, Needed("detections"): [{Needed("label"): text, Needed("score"): number, Needed("box"): box}],
 }  # fmt: skip
 METRIC: dict[Any, Form] = {
     Needed("step"): count,
