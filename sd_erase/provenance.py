@@ -155,4 +155,4 @@ def recorded(run: RunDir, stage: str, config: RunConfig) -> Iterator[None]:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -72,7 +72,7 @@ def fingerprint(*parts: Any) -> str:
 
 def now() -> str:
     """The time in ISO 8601, in UTC."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
 
 KIND = "run"
