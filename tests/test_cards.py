@@ -320,7 +320,7 @@ def test_concepts_of_a_damaged_run_are_refused_in_this_sentence(tmp_path: Path) 
     run = RunDir(tmp_path)
     assert told(read_concepts, run) == f"Run {tmp_path} has no concepts.json: run `sd-erase harvest` first."
     run.concepts.write_text("[3]")
-    says = f"File {run.concepts} is damaged (it holds no list of concepts): delete it and run `sd-erase harvest` again."
+    says = f"File {run.concepts} is damaged (it[0] is missing or is not what stands there): delete it and run `sd-erase harvest` again."
     assert told(read_concepts, run) == says
 
 

@@ -278,5 +278,5 @@ def read_concepts(run: RunDir) -> list[Concept]:
         raise UserError(f"Run {run} has no {run.concepts.name}: run `sd-erase harvest` first.")
     try:
         return [Concept.from_dict(values) for values in jsonfile.read_as(run.concepts, [forms.CONCEPT])]
-    except (TypeError, AttributeError) as error:
+    except TypeError as error:  # a key that no concept has
         raise jsonfile.damaged(run.concepts, "it holds no list of concepts") from error
