@@ -30,7 +30,6 @@ class Place:
         if not target.is_dir():
             source = self.folder / "source"
             shutil.rmtree(source, ignore_errors=True)
-            subprocess.run(["git", "-C", str(ROOT), "worktree", "prune"], check=True)
             subprocess.run(["git", "clone", "--quiet", str(ROOT), str(source)], check=True)
             subprocess.run(["git", "-C", str(source), "checkout", "--quiet", COMMIT], check=True)
             install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]

@@ -72,17 +72,22 @@ class Commands(click.Group):
                 raise
             raise Failure(sentence) from error
         except Exception as error:
-            if "No space left on device" in str(error):  # safetensors has an exception of its own
+            if is_full_disk(error):
                 raise Failure("no space left on the output's disk: free some, then run the same command again.") from error
             if type(error).__name__ == "OutOfMemoryError":
                 raise Failure("The device's memory is full: pass a smaller --batch-size, or --device cpu.") from error
             raise
 
 
+def is_full_disk(error: Exception) -> bool:
+    """Whether there was no room for a file, and no setting is at fault; safetensors tells of it by an exception of its own."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
 def explain_os_error(error: OSError) -> str | None:
     """One sentence for what the disk refuses; None for what is rather a bug."""
     where = lasting(error.filename) if isinstance(error.filename, str) else "the output's disk"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full_disk(error):
         return f"no space left on {where}: free some, then run the same command again."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where} may not be written or read ({error.strerror}): pass a folder of your own with --output-root or --output."
@@ -234,7 +239,7 @@ def working_on(config: RunConfig, run: RunDir, store: bool = True, about: dict[s
         try:
             yield
         except Exception as error:  # but no interruption
-            if is_of_the_disk(error) and run.config.exists():  # the settings are right: the same command goes on with them
+            if is_full_disk(error) and run.config.exists():  # the settings are right: the same command goes on with them
                 raise
             if written_first:
                 write_text_atomic(run.config, before)
@@ -248,11 +253,6 @@ def working_on(config: RunConfig, run: RunDir, store: bool = True, about: dict[s
             kept = dataclasses.replace(config, seed=stored.seed, device=stored.device)
             if kept != stored:
                 write_config(kept, run)
-
-
-def is_of_the_disk(error: Exception) -> bool:
-    """Whether the disk refused, and no setting is at fault: safetensors tells of it by an exception of its own."""
-    return isinstance(error, OSError) or "No space left on device" in str(error)
 
 
 def without_failed(config: RunConfig, run: RunDir) -> RunConfig:

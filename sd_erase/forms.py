@@ -62,6 +62,11 @@ def family(value: object) -> bool:
     return value in ("sd1", "sd2", "sdxl", "clip", "blip")
 
 
+def nothing(value: object) -> bool:
+    """Whether `value` is an empty mapping: of images without an erased side there is no p-value."""
+    return value == {} and isinstance(value, dict)
+
+
 def anything(value: object) -> bool:
     """Whatever it is."""
     return True
@@ -167,12 +172,6 @@ DETECTOR: dict[Any, Form] = {
     Needed("name"): text, Needed("weights"): text, Needed("weights_sha256"): text, Needed("image_size"): count, Needed("confidence"): number,
 }  # fmt: skip
 SURPLUS_P: dict[Any, Form] = {Needed("doubled"): number, Needed("unnamed"): number}
-
-
-def nothing(value: object) -> bool:
-    """Whether `value` is an empty mapping: of images without an erased side there is no p-value."""
-    return value == {} and isinstance(value, dict)
-
 
 EVALUATION: dict[Any, Form] = {
     Needed("concepts"): [text], Needed("prompts"): count, Needed("images"): count, Needed("rows"): [ROW],

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from sd_erase import bases, catalog, formats, hub, modelfiles, resources, schema
+from sd_erase import bases, catalog, components, formats, hub, modelfiles, resources, schema
 from sd_erase.bases import Base
 from sd_erase.captions import choose_dataset
 from sd_erase.concepts import excluded_words, load_concepts
@@ -149,18 +149,19 @@ def _training(config: RunConfig, base: Base, device: str, names: Mapping[str, st
 
 
 def _partner(source: str, base: Base) -> list[Fault]:
-    """What is wrong with a CLIP of the user's own (``train.clip``), from its configuration."""
+    """What is wrong with a CLIP of the user's own (``train.clip``), from its configuration; a hub's is fetched.
+
+    Raises:
+        UserError: the hub cannot be reached, or has no such model.
+    """
     if not source:
         return []
-    path = Path(source).expanduser()
     remedy = "pass the CLIP model that the base belongs to, as a folder or a hub id"
-    if not path.exists():
-        fault = "is no folder, and no name of the hub" if not hub.is_identifier(source) else ""
-        if not fault and hub.cached(source) is None and (why := hub.hub_fault(source, "config.json")):
-            fault = f"({source}) cannot be fetched from the hub ({why})"
-        return [Fault("train.clip", fault, remedy)] if fault else []
-    file = path / "clip" / "config.json"  # a pocket pack's
-    file = file if file.is_file() else path / "config.json"
+    if not Path(source).expanduser().exists() and not hub.is_identifier(source):
+        return [Fault("train.clip", "is no folder, and no name of the hub", remedy)]
+    folder = hub.folder_of(source, components.CLIP_ADVICE)
+    file = folder / "clip" / "config.json"  # a pocket pack's
+    file = file if file.is_file() else folder / "config.json"
     if not file.is_file():
         return [Fault("train.clip", f"({source}) has no config.json", remedy)]
     values = modelfiles.read_json(file)

@@ -261,8 +261,8 @@ def _inside(phrase: str, entry: Spared) -> bool:
         return True
     if re.search(r"[{*,]", entry.source):  # a pattern is no phrase: neither its words nor its plural are any
         return False
-    forms = (entry.source, numbers(entry.source)[1])
-    return any(re.search(bounded([(phrase, literal(phrase))]), folded(form)) is not None for form in forms)
+    both = (entry.source, numbers(entry.source)[1])
+    return any(re.search(bounded([(phrase, literal(phrase))]), folded(form)) is not None for form in both)
 
 
 def write_concepts(run: RunDir, concepts: list[Concept]) -> None:

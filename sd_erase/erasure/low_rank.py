@@ -11,20 +11,13 @@ from peft.tuners.lora import LoraLayer
 
 from sd_erase import formats
 from sd_erase.clip import Towers
-from sd_erase.errors import UserError
 from sd_erase.rundir import replacing
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
 def add(towers: Towers, rank: int, seed: int) -> list[Any]:
-    """Put low-rank additions into the text encoder and return them as what trains.
-
-    Raises:
-        UserError: the CLIP partner trains too, whose vision tower a LoRA does not reach.
-    """
-    if any(parameter.requires_grad for parameter in (towers.clip.vision_model.parameters() if towers.clip else ())):
-        raise UserError("A LoRA holds the text tower only: pass --towers text with --lora-rank.")
+    """Put low-rank additions into the text encoder and return them as what alone trains."""
     for module in (towers.clip, towers.text):
         if module is not None:
             module.requires_grad_(False)

@@ -44,8 +44,6 @@ def checkpoint_gradients(model: Any) -> bool:
     Returns:
         Whether the model can.
     """
-    if not hasattr(model, "gradient_checkpointing_enable"):  # SDXL's second encoder in transformers 4
-        return False
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     for layer in layers:

@@ -72,7 +72,7 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "has none here: pass --objective sd or fast, and --towers text."
         )
     device = _device(config)
-    training: _Training | None = None
+    training = _Training(config, settings, run, pairs, progress)
     read: dict[str, Any] = {}
     anchors: dict[str, str] = {}
     parts: dict[str, dict[str, Any]] = {}
@@ -97,11 +97,9 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
                 else dataclasses.replace(concept, neighbours=choose_neighbours(towers, concept, anchors[concept.name]))
                 for concept in concepts
             ]
-        if training is None:
-            accelerator = _accelerator(resources.precision(settings.precision, device, towers.text.config.hidden_size), device)
-            training = _Training(config, settings, run, accelerator, pairs, progress)
+        accelerator = _accelerator(resources.precision(settings.precision, device, towers.text.config.hidden_size), device)
         stamp = fingerprint(inputs, read, accelerator.mixed_precision)
-        trainer = training.of(towers, concepts, anchors, stamp)
+        trainer = training.of(towers, accelerator, concepts, anchors, stamp)
         warnings |= dict.fromkeys(trainer.data.warnings)
         metadata = {
             "sd_erase.concept": ", ".join(concept.name for concept in concepts),
@@ -120,6 +118,7 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "best_validation": trainer.best_terms,
             "trained_numbers": sum(parameter.numel() for parameter in trainer.trained),
             "gradient_checkpointing": trainer.checkpointing,
+            "precision": accelerator.mixed_precision,
             "samples_per_second": round(trainer.samples_per_second, 1),
         }
     _drop_others(run, base)
@@ -138,10 +137,9 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "encoders": parts,
             "learning_rate": settings.learning_rate,
             "batch_size": settings.batch_size,
-            "device": str(accelerator.device),
-            "precision": accelerator.mixed_precision,
+            "device": str(device),
             "seconds": round(time.perf_counter() - started, 1),
-            "peak_memory_mb": _peak_memory(accelerator),
+            "peak_memory_mb": _peak_memory(device),
             "warnings": list(warnings),
             **({"model": base.about} if base.about else {}),
             "card": {**chain.card(base), "named": config.base},
@@ -184,11 +182,12 @@ class _Training:
     config: RunConfig
     settings: TrainConfig
     run: RunDir
-    accelerator: Any
     pairs: list[Pair]
     progress: Progress
 
-    def of(self, towers: Towers, concepts: list[Concept], anchors: dict[str, str], inputs: str) -> Trainer:
+    def of(
+        self, towers: Towers, accelerator: Accelerator, concepts: list[Concept], anchors: dict[str, str], inputs: str
+    ) -> Trainer:
         """Train one text encoder, in place, and return the trainer, which knows how it went; goes on from its last checkpoint.
 
         Args:
@@ -201,6 +200,8 @@ class _Training:
         method: Method = catalog.resolve(catalog.METHODS, settings.objective, "Objective")()
         trained = method.prepare(towers, concepts, anchors, settings.towers == "both")
         if settings.lora_rank:
+            if settings.towers == "both":
+                raise UserError("A LoRA holds the text tower only: pass --towers text with --lora-rank.")
             trained = low_rank.add(towers, settings.lora_rank, seed)
         if settings.lora_rank and not settings.steps:
             raise UserError(
@@ -216,10 +217,10 @@ class _Training:
         solves = method.solves and not settings.lora_rank  # a LoRA must hold the whole change
         if solves:
             method.solve(towers, data.sets["forget", "train"], data.sets["retain", "train"], seed, self.progress)
-        tight = memory.is_tight(towers, settings, self.accelerator.device)
+        tight = memory.is_tight(towers, settings, accelerator.device)
         checkpointing = tight and memory.checkpoint_gradients(towers.clip if settings.towers == "both" else towers.text)
         trainer = Trainer(
-            self.accelerator, towers, method, trained, settings, data, *run.training(name), inputs, solves, checkpointing
+            accelerator, towers, method, trained, settings, data, *run.training(name), inputs, solves, checkpointing
         )
         trainer.fit(self.progress)
         trainer.restore_best()
@@ -272,8 +273,8 @@ def _accelerator(precision: str, device: torch.device) -> Accelerator:
         raise UserError(f"Precision {precision} cannot be used on {device} ({error}): pass --precision no.") from error
 
 
-def _peak_memory(accelerator: Any) -> float | None:
+def _peak_memory(device: torch.device) -> float | None:
     """The most memory used in MB: the device's where there is one, else the process's."""
-    if accelerator.device.type == "cuda":
+    if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return peak_memory_mb()

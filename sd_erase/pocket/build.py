@@ -86,7 +86,7 @@ def fit(
         model.load_state_dict(groups["model"])
         average.update(groups.get("average", {}))
 
-    fit = Fit(
+    descent = Fit(
         trained,
         optimizer,
         torch.optim.lr_scheduler.LambdaLR(optimizer, factor),
@@ -96,8 +96,8 @@ def fit(
         restore,
     )
     start = 0
-    if fit.checkpoint.is_file():
-        start = fit.resume()
+    if descent.checkpoint.is_file():
+        start = descent.resume()
         log.info("%s: resumed at step %d", name, start)
     began, recent = time.perf_counter(), []
 
@@ -119,10 +119,10 @@ def fit(
             log.info("%s %d/%d loss %.4f, %.3f s/step, %.1f min left", name, done, steps, np.mean(recent), rate, left)
             recent.clear()
 
-    fit.run(start, steps, remembered, after)
+    descent.run(start, steps, remembered, after)
     result = average if ema_decay else {key: value.detach().clone() for key, value in model.state_dict().items()}
     save_file({key: value.contiguous() for key, value in result.items()}, final)
-    fit.checkpoint.unlink(missing_ok=True)
+    descent.checkpoint.unlink(missing_ok=True)
     return result
 
 
