@@ -367,16 +367,23 @@ def pooled_phrases(towers: Towers, phrases: Sequence[str]) -> torch.Tensor:
     return torch.nn.functional.normalize(_pooled(towers, [caption_of(phrase) for phrase in phrases]), dim=-1)
 
 
+_STATES: dict[
+    tuple[str, str], torch.Tensor
+] = {}  # of this process: harvest, anchors, neighbours and cards ask for the same phrases
+
+
 def _pooled(towers: Towers, captions: Sequence[str]) -> torch.Tensor:
     """The frozen encoder's end-of-text states [captions, width], before the projection; the mask is causal, so no padding is needed."""
     import torch
 
-    parts = []
+    missing = sorted({caption for caption in captions if (towers.stamp, caption) not in _STATES}, key=lambda one: (len(one), one))
     with torch.no_grad():
-        for start in range(0, len(captions), POOLED):
-            ids = towers.tokens(captions[start : start + POOLED])
-            parts.append(encode(towers.frozen_text, ids[:, : towers.end_of(ids)], (-1,))[1])
-    return torch.cat(parts)
+        for start in range(0, len(missing), POOLED):  # short ones beside short ones
+            part = missing[start : start + POOLED]
+            ids = towers.tokens(part)
+            states = encode(towers.frozen_text, ids[:, : towers.end_of(ids)], (-1,))[1]
+            _STATES.update(((towers.stamp, caption), state) for caption, state in zip(part, states.cpu(), strict=True))
+    return torch.stack([_STATES[towers.stamp, caption] for caption in captions]).to(towers.frozen_text.device)
 
 
 def told_apart(towers: Towers, phrases: Sequence[str], concepts: Sequence[Concept]) -> list[str]:

@@ -304,6 +304,23 @@ def test_a_description_may_name_an_activation(folder: Path, architecture: dict[s
     assert load_detector(folder / "card.yaml").labels == {"apple", "dog", "couch"}
 
 
+def test_a_detector_has_its_own_activation_whatever_was_built_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ultralytics 8.4.69 builds every model behind one with LeakyReLU with LeakyReLU: the pocket's found 2 of 16 bicycles."""
+    from ultralytics.nn.modules.conv import Conv
+
+    def activations() -> set[str]:
+        modules = load_detector(folder / "card.yaml")._model.modules()  # type: ignore[attr-defined]
+        return {type(module.act).__name__ for module in modules if isinstance(module, Conv)} - {"Identity"}
+
+    left = torch.nn.LeakyReLU(0.1)
+    monkeypatch.setattr(Conv, "default_act", left)  # as another model, or another program in this process, leaves it
+    assert activations() == {"SiLU"}
+    description = yaml.safe_load((folder / "arch.yaml").read_text())
+    (folder / "arch.yaml").write_text(yaml.safe_dump({**description, "activation": "nn.ReLU()"}))
+    assert activations() == {"ReLU"}
+    assert Conv.default_act is left
+
+
 class Harmful:
     """A pickle that would make a file in the test's own folder."""
 

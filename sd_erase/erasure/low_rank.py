@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 
 from sd_erase import formats
 from sd_erase.clip import Towers
@@ -18,6 +16,8 @@ LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 def add(towers: Towers, rank: int, seed: int) -> list[Any]:
     """Put low-rank additions into the text encoder and return them as what alone trains."""
+    from peft import LoraConfig, inject_adapter_in_model  # seconds, which a training of full weights need not wait
+
     for module in (towers.clip, towers.text):
         if module is not None:
             module.requires_grad_(False)
@@ -29,6 +29,8 @@ def add(towers: Towers, rank: int, seed: int) -> list[Any]:
 
 def save_and_merge(towers: Towers, path: Path, rank: int) -> None:
     """Keep the factors in `path` and add them to the linear weights, so that a plain encoder remains."""
+    from peft.tuners.lora import LoraLayer
+
     factors = {}
     layers = [(name, module) for name, module in towers.text.named_modules() if isinstance(module, LoraLayer)]
     for name, module in layers:

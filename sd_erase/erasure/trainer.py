@@ -18,6 +18,7 @@ from sd_erase.clip import Towers
 from sd_erase.config import TrainConfig
 from sd_erase.erasure.batches import Batches
 from sd_erase.erasure.method import Method
+from sd_erase.erasure.muon import StackedMuon
 from sd_erase.errors import UserError
 from sd_erase.fitting import Fit, Groups
 from sd_erase.progress import Progress
@@ -82,7 +83,7 @@ class Trainer:
         if self.method.only_matrices:
             # orthogonalised steps (Jordan et al. 2024) of the size of AdamW's: on the pocket model (apple, one seed) two thirds of
             # AdamW's redirect error after as many steps, with one moment to keep in place of two
-            return torch.optim.Muon(self.trained, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            return StackedMuon(self.trained, lr=rate, weight_decay=decay)
         return torch.optim.AdamW(self.trained, lr=rate, weight_decay=decay)
 
     def fit(self, progress: Progress) -> None:
