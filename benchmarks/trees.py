@@ -57,6 +57,14 @@ class Place:
             folder.with_suffix(".begun").rename(folder)
         return folder
 
+    def clip(self) -> Path:
+        """A folder with a CLIP ViT-L/14 of random weights, its tokenizer and its image processor."""
+        folder = self.folder / "random-clip"
+        if not folder.is_dir():
+            _write_clip(folder.with_suffix(".begun"))
+            folder.with_suffix(".begun").rename(folder)
+        return folder
+
 
 def timed(command: list[str], tree: Path, work: Path) -> Result:
     """Wall-clock seconds and peak memory of a process that imports `sd_erase` from `tree`.
@@ -73,6 +81,27 @@ def timed(command: list[str], tree: Path, work: Path) -> Result:
     if status:
         raise RuntimeError(f"{' '.join(command)} failed:\n{(work / 'log').read_text(errors='replace')[-2000:]}")
     return Result(seconds, usage.ru_maxrss / 1024)
+
+
+def _write_clip(folder: Path) -> None:
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    from sd_erase.bases import POCKET_FOLDER
+
+    torch.manual_seed(0)
+    shutil.rmtree(folder, ignore_errors=True)
+    text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    vision = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+    }
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=768)).save_pretrained(folder)
+    CLIPImageProcessor().save_pretrained(folder)
+    shutil.copytree(POCKET_FOLDER / "tokenizer", folder, dirs_exist_ok=True)
 
 
 def _write_base(family: str, folder: Path) -> None:

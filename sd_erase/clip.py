@@ -62,13 +62,14 @@ class Towers:
             list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         ).input_ids.to(self.text.device)
 
-    def end_of(self, ids: torch.Tensor) -> int:
-        """A few positions behind the longest caption: the mask is causal, what stands before a cut is the same without the rest.
+    def end_of(self, ids: torch.Tensor, behind: int = 3) -> int:
+        """How many positions hold the longest caption and some padding: the mask is causal, what stands before a cut is the same without the rest.
 
         Args:
             ids: [captions, positions].
+            behind: positions of padding.
         """
-        return min(int((ids == self.tokenizer.eos_token_id).int().argmax(1).max()) + 4, ids.shape[1])
+        return min(int((ids == self.tokenizer.eos_token_id).int().argmax(1).max()) + 1 + behind, ids.shape[1])
 
 
 def encode(text: Any, ids: torch.Tensor, layers: Sequence[int]) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -183,6 +184,20 @@ def _image_text_model(base: Base) -> tuple[Any, Any, Any]:
     folder = folder_of(base.source)
     with loading(base.source):
         return clip, CLIPTokenizerFast.from_pretrained(folder), CLIPImageProcessor.from_pretrained(folder)
+
+
+@functools.lru_cache(maxsize=8)  # a comparison asks for each of its runs
+def check_encoders(base: Base) -> None:
+    """Load the base's text encoders, and let them go: what cannot be read is said before a harvest of hours.
+
+    Raises:
+        UserError: one cannot be loaded: a tensor is missing, unknown, of another shape or no number.
+    """
+    if base.family in bases.IMAGE_TEXT:
+        _image_text_model(base)
+        return
+    for encoder in base.encoders:
+        _text_encoder(base, encoder)
 
 
 def _fine_tuned(base: Base, apart: float) -> list[str]:
@@ -381,7 +396,7 @@ def _pooled(towers: Towers, captions: Sequence[str]) -> torch.Tensor:
         for start in range(0, len(missing), POOLED):  # short ones beside short ones
             part = missing[start : start + POOLED]
             ids = towers.tokens(part)
-            states = encode(towers.frozen_text, ids[:, : towers.end_of(ids)], (-1,))[1]
+            states = encode(towers.frozen_text, ids[:, : towers.end_of(ids, 0)], (-1,))[1]
             _STATES.update(((towers.stamp, caption), state) for caption, state in zip(part, states.cpu(), strict=True))
     return torch.stack([_STATES[towers.stamp, caption] for caption in captions]).to(towers.frozen_text.device)
 

@@ -1,6 +1,7 @@
 """What a configuration asks of the model and of this machine, looked at before any work: seconds, where the work takes hours.
 
-Only small files are opened (configurations, headers, cards, prompt lists). Each check says what is wrong as the settings' own schema does.
+Only small files are opened (configurations, headers, cards, prompt lists), and the text encoders where a harvest comes before their
+training. Each check says what is wrong as the settings' own schema does.
 """
 
 from __future__ import annotations
@@ -65,6 +66,10 @@ def check(config: RunConfig, stages: Collection[str], names: Mapping[str, str] |
         if stage in stages:
             for name in getattr(config, stage).prompts:
                 read_prompts(name)
+    if {"harvest", "train"} <= set(stages):
+        from sd_erase.clip import check_encoders
+
+        check_encoders(base)
     if "evaluate" in stages or "attack" in stages:
         _check_detector(config, base, with_labels="train" in stages)
 

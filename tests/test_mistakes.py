@@ -10,15 +10,18 @@ import json
 import math
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
-from sd_erase import catalog, stages
+from sd_erase import bases, catalog, stages
 from sd_erase.cli import Change, main
 from sd_erase.config import RunConfig, dump
 from sd_erase.flags import Checked, FilePath, TermWeight
@@ -213,6 +216,27 @@ def test_a_wrong_value_is_one_sentence_about_its_flag(command: str, option: clic
 )
 def test_what_the_model_or_the_machine_cannot_do_is_said_before_any_work(arguments: str, words: str, folder: Path) -> None:
     check_refusal(arguments.split(), folder, words)
+
+
+def test_a_base_whose_encoder_lacks_a_tensor_is_refused_before_the_harvest(folder: Path) -> None:
+    encoder = "cond_stage_model.transformer.text_model."
+    shapes = {
+        f"{encoder}embeddings.token_embedding.weight": (49408, 8),
+        f"{encoder}embeddings.position_embedding.weight": (77, 8),
+        f"{encoder}encoder.layers.0.self_attn.q_proj.weight": (8, 8),
+        "model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3),
+        "first_stage_model.decoder.conv_in.weight": (4, 4, 3, 3),
+    }
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, folder / "short.safetensors")
+    check_refusal(["train", "--concept", "bicycle", "--base", "short.safetensors"], folder, "17 of its tensors are missing")
+    source = bases.POCKET_FOLDER
+    shutil.copytree(source, folder / "base", ignore=shutil.ignore_patterns("clip"))
+    file = folder / "base" / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    kept = {name: tensor.clone() for name, tensor in tensors.items() if ".layers.2.mlp" not in name}
+    file.unlink()
+    save_file(kept, file, {"format": "pt"})
+    check_refusal(["demo", "--base", "base"], folder, "layers.2.mlp")
 
 
 YAML = {

@@ -8,12 +8,15 @@ from sd_erase.erasure import closed_form
 from sd_erase.erasure.sd import StableDiffusionErasure, alignment
 
 if TYPE_CHECKING:
+    from random import Random
+
     from sd_erase.clip import Towers
     from sd_erase.pairs import Pair
     from sd_erase.progress import Progress
 
 VARIANTS = 2  # forms of each forget caption
-MOST_FORGET = 210  # captions of each concept, and
+MOST_FORGET = 210  # captions of each concept,
+MOST_TOGETHER = 2100  # of all concepts together, so that a hundred take ten times one's, and
 MOST_RETAIN = 630  # captions that are solved for: more take longer and were not seen to help
 
 
@@ -30,8 +33,7 @@ class ClosedForm(StableDiffusionErasure):
         import torch
 
         rng = random.Random(seed)
-        most = MOST_FORGET * len(self.concepts)
-        forget = rng.sample(forget, most) if len(forget) > most else forget
+        forget = _sampled(forget, min(MOST_FORGET, MOST_TOGETHER // len(self.concepts)), rng)
         retain = rng.sample(retain, MOST_RETAIN) if len(retain) > MOST_RETAIN else retain
         moved = [
             self.augmented(pair.caption, pair.spans, self.concepts[str(pair.concept)], rng)
@@ -49,3 +51,12 @@ class ClosedForm(StableDiffusionErasure):
         weights = torch.tensor([weight for _, weight in kept])
         forget_ids, kept_ids = ids[: len(moved), :end], ids[len(moved) :, :end]
         closed_form.edit(towers.text, towers.frozen_text, forget_ids, targets, index, kept_ids, weights, progress=progress)
+
+
+def _sampled(forget: list[Pair], most: int, rng: Random) -> list[Pair]:
+    """At most so many of each concept's pairs, one at least."""
+    groups: dict[str | None, list[Pair]] = {}
+    for pair in forget:
+        groups.setdefault(pair.concept, []).append(pair)
+    most = max(1, most)
+    return [pair for group in groups.values() for pair in (rng.sample(group, most) if len(group) > most else group)]

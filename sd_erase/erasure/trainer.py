@@ -179,10 +179,11 @@ class Trainer:
     def _validate(self, step: int) -> dict[str, Any]:
         """Mean terms over fixed validation batches; keeps the best state. The original itself is never kept."""
         sums: dict[str, Any] = {}
+        count = VALIDATION_BATCHES if self.settings.steps else 1  # a solution without steps has no rival
         with torch.no_grad(), self.accelerator.autocast():
-            for number in range(VALIDATION_BATCHES):
+            for number in range(count):
                 for name, term in self.method.losses(self.towers, self.data.batch("validation", number)).items():
-                    sums[name] = sums.get(name, 0.0) + term / VALIDATION_BATCHES
+                    sums[name] = sums.get(name, 0.0) + term / count
         means = {name: float(total) for name, total in sums.items()}
         row = self._row(step, "validation", means, float(self._total(means)), 0.0)
         self._check_finite(row)
