@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd_erase import formats, hub, modelfiles, onefile
-from sd_erase.errors import UserError
+from sd_erase.errors import UserError, no_file
 from sd_erase.modelfiles import Facts
 
 POCKET_FOLDER = Path(__file__).parent / "pocket" / "weights"
@@ -114,7 +114,7 @@ def resolve(name: str) -> Base:
         return _of_folder(path, name, path.resolve().name, str(path))
     if path.suffix == ".safetensors":
         if not path.is_file():
-            raise UserError(f"Base {name} does not exist: pass the path of a .safetensors checkpoint.")
+            raise UserError(f"Base {name} {no_file(path)}: pass the path of a .safetensors checkpoint.")
         return _renamed(onefile.of_checkpoint(path), path.stem, str(path))
     if path.exists():
         raise UserError(f"Base {name} is no model: pass {', '.join(ROWS)}, a diffusers folder, a .safetensors file or a hub id.")

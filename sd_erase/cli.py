@@ -45,8 +45,24 @@ class Failure(click.ClickException):
         super().__init__(one_line(message))
 
 
+class Once(click.Command):
+    """A command that refuses a setting that is given twice, under one name or under two: which one counts would be a guess."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        for parameter in given:
+            alike = [other for other in given if other.name == parameter.name]
+            if len(alike) > 1 and isinstance(parameter, click.Option) and not parameter.multiple and not parameter.is_bool_flag:
+                names = list(dict.fromkeys(other.opts[0] for other in alike))
+                several = f"{' and '.join(names)} decide the same and are given together: pass one of them."
+                raise click.UsageError(several if names[1:] else f"{names[0]} is given {len(alike)} times: pass it once.", ctx)
+        return super().parse_args(ctx, args)
+
+
 class Commands(click.Group):
     """A group whose commands end in a sentence, not in a traceback, where the user can do something about it."""
+
+    command_class = Once
 
     def main(self, *args: Any, **options: Any) -> Any:
         sys.excepthook = excepthook
@@ -186,7 +202,7 @@ def begin(
     if path is not None:
         check_same_concept(config, RunDir(path))
         return config, RunDir(path)
-    root, concept = flags["output_root"], "-".join(config.concepts) or Path(config.concept_file).stem
+    root, concept = flags["output_root"], "-".join(dict.fromkeys(config.concepts)) or Path(config.concept_file).stem
     run = unfinished_run(root, config, last_stage) or (None if flags["new"] else finished_run(root, config, last_stage))
     return (config, RunDir.next(root, concept, base.name)) if run is None else (with_later(config, run, last_stage), run)
 
@@ -330,11 +346,18 @@ def summary(stage: str, result: dict[str, Any]) -> str:
     skipped = {"stage", "inputs", "warnings"}
     lines = [f"{name}: {value}" for name, value in result.items() if name not in skipped and isinstance(value, (int, float, str))]
     lines += [
-        f"{name}: " + ", ".join(f"{key} {item}" for key, item in value.items())
+        f"{name}: " + ", ".join(entry(key, item) for key, item in value.items())
         for name, value in result.items()
         if isinstance(value, dict) and name not in skipped and all(isinstance(item, (int, float, str)) for item in value.values())
     ]
     return "\n".join(map(one_line, lines))
+
+
+def entry(key: str, value: int | float | str) -> str:
+    """One of several figures of a name, or what belongs to a name."""
+    if isinstance(value, str):
+        return f"{key} → {value}"
+    return f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
 
 
 def export_summary(file: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from sd_erase import schema, yamlfile
 from sd_erase.catalog import EXPORTS, METHODS, SCHEDULERS, resolve
 from sd_erase.concepts import KINDS
-from sd_erase.errors import UserError
+from sd_erase.errors import UserError, no_file
 from sd_erase.schema import Fault, SettingsError, setting
 
 MANY = 10_000_000  # steps, pairs, images: more is a slip of the hand
@@ -224,7 +224,7 @@ def read_yaml(path: str | Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"Configuration {path} does not exist: pass a YAML file.")
+        raise UserError(f"Configuration {path} {no_file(path)}: pass a YAML file.")
     return yamlfile.read(path, "Configuration") or {}
 
 
@@ -269,6 +269,8 @@ def override(config: RunConfig, values: Mapping[str, Any], names: Mapping[str, s
     for dotted, value in values.items():
         *sections, key = dotted.split(".")
         target: Any = nested
+        if not all(isinstance(values.get(".".join(sections[: depth + 1]), {}), Mapping) for depth in range(len(sections))):
+            continue  # the section itself is no mapping, which is what is said
         for section in sections:
             target = target.get(section) if isinstance(target, dict) else None
         is_weight = sections == ["train", "weights"] and bool(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -17,6 +18,11 @@ def shortened(value: object, most: int = 100) -> str:
     """`value` as Python writes it, cut: a file may hold a megabyte where a word belongs."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def no_file(path: object) -> str:
+    """Why `path`, where a file is wanted, is none: to follow its name in a sentence."""
+    return "is a folder" if os.path.isdir(str(path)) else "does not exist"
 
 
 def unknown_choice(what: str, value: object, choices: Iterable[object]) -> UserError:

@@ -6,6 +6,7 @@ there. Here the length, the number of strings and of values are counted on the b
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shlex
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sd_erase.errors import UserError
+from sd_erase.errors import UserError, no_file
 
 PICKLES = {".ckpt", ".bin", ".pt", ".pth"}
 MAX_HEADER = 100_000_000  # bytes; safetensors' own limit
@@ -83,7 +84,9 @@ def read_header(path: Path) -> Header:
         raise pickle_error("File", path)
     try:
         if not path.is_file():
-            raise UserError(f"File {path} does not exist: pass the path of a .safetensors file.")
+            inside = next(itertools.chain(path.glob("*.safetensors"), path.glob("*/*.safetensors")), None)
+            example = f", such as {inside}" if inside else ""
+            raise UserError(f"File {path} {no_file(path)}: pass the path of a .safetensors file{example}.")
         size = path.stat().st_size
         text, start = _header_text(path, size)
         metadata, tensors = parse_header(text, size - start)

@@ -16,7 +16,7 @@ from sd_erase.bases import Base
 from sd_erase.captions import choose_dataset
 from sd_erase.concepts import excluded_words, load_concepts
 from sd_erase.config import RunConfig, TrainConfig
-from sd_erase.errors import UserError
+from sd_erase.errors import UserError, no_file
 from sd_erase.headers import read_header
 from sd_erase.prompts import read_prompts
 from sd_erase.schema import Fault, SettingsError
@@ -211,9 +211,17 @@ def _export(config: RunConfig, base: Base, names: Mapping[str, str]) -> list[Fau
     width = max((width for _, width in sizes(base).values()), default=config.export.rank)
     if config.export.rank > width:
         faults.append(Fault("export.rank", f"is {config.export.rank} and the text encoder {width} wide", f"pass at most {width}"))
+    output = Path(config.export.output).expanduser()
+    if output.suffix in formats.PICKLES and not output.is_dir():
+        better = f"pass {output.with_suffix('.safetensors').name}, or a folder"
+        faults.append(Fault("export.output", f"is {config.export.output!r}, a pickle, which sd-erase does not write", better))
     if config.export.checkpoint and not Path(config.export.checkpoint).expanduser().is_file():
         faults.append(
-            Fault("export.checkpoint", f"is {config.export.checkpoint!r}, which does not exist", "pass a .safetensors file")
+            Fault(
+                "export.checkpoint",
+                f"is {config.export.checkpoint!r}, which {no_file(Path(config.export.checkpoint).expanduser())}",
+                "pass a .safetensors file",
+            )
         )
     return faults
 

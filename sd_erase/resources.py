@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sd_erase.errors import UserError
+from sd_erase.errors import UserError, no_file
 
 PACKAGE = Path(__file__).parent
 SUFFIXES = {"prompts": (".txt", ".csv", ".tsv", ".jsonl", ".json"), "detectors": (".yaml", ".yml"), "recipes": (".yaml", ".yml")}
@@ -41,9 +41,8 @@ def find(kind: str, name: str | Path) -> Path:
             for candidate in (inner, *(inner.with_name(inner.name + suffix) for suffix in SUFFIXES[kind] if inner.name)):
                 if os.path.isfile(folder / candidate):
                     return folder / candidate
-    what = "is a folder" if os.path.isdir(given) else "does not exist"
     raise UserError(
-        f"{kind.capitalize()} file {str(name)[:200]!r} {what}: pass the path of a file, or one of: {', '.join(names(kind)) or 'none'}."
+        f"{kind.capitalize()} file {str(name)[:200]!r} {no_file(given)}: pass the path of a file, or one of: {', '.join(names(kind)) or 'none'}."
     )
 
 

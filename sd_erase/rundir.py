@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -223,7 +224,9 @@ class RunDir:
         """The manifest of an earlier stage; a `UserError` naming the command to run where it is missing."""
         manifest = self.read_manifest(stage)
         if manifest is None:
-            raise UserError(f"Run {self.path} has no finished {stage} stage: run `sd-erase {command}` first.")
+            raise UserError(
+                f"Run {self.path} has no finished {stage} stage: run `sd-erase {command} --run {shlex.quote(str(self.path))}` first."
+            )
         return manifest
 
     def anchors(self, concepts: Iterable[str]) -> dict[str, str]:

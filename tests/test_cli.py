@@ -280,3 +280,12 @@ def test_demo_runs_every_stage_for_bicycle(outputs: Path, monkeypatch: pytest.Mo
 def test_python_m_sd_erase_runs() -> None:
     result = subprocess.run([sys.executable, "-m", "sd_erase", "--version"], capture_output=True, text=True, check=True)
     assert result.stdout.startswith("sd-erase, version ")
+
+
+def test_figures_and_what_belongs_to_a_name_read_differently() -> None:
+    from sd_erase.cli import summary
+
+    told = summary(
+        "train", {"stage": "train", "steps": 3, "anchor": {"bicycle": "object"}, "terms": {"redirect": 0.0711234, "n": 12345}}
+    )
+    assert told.splitlines() == ["steps: 3", "anchor: bicycle \u2192 object", "terms: redirect 0.07112, n 12345"]

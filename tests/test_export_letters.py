@@ -744,6 +744,8 @@ def test_a_lost_statement_to_the_letter(metadata: dict[str, str], more: str) -> 
     note = "it states no erasure: whether a concept was erased from it, this file does not tell"
     assert statement.lost_statement({}, True) == [note]
     assert statement.lost_statement(metadata, True) == [note + more]
+    (own,) = statement.lost_statement({**metadata, "sd_erase.concept": "bicycle"}, True)
+    assert own == "it is the encoder of a run, which has no hash to check: `sd-erase export` makes files that have one"
     assert (
         statement.lost_statement(metadata, False) == statement.lost_statement({**metadata, "sd_erase.version": "1"}, True) == []
     )

@@ -212,6 +212,16 @@ def test_a_wrong_value_is_one_sentence_about_its_flag(command: str, option: clic
         ("sweep --concept apple --over train.steps=1,2 --dataset flickr30k:nowhere", "reads no captions"),
         ("merge outputs/made", "two or more"),
         ("inspect nowhere.safetensors", "does not exist"),
+        ("inspect wide", "wide is a folder"),
+        ("train --concept bicycle --config wide", "wide is a folder"),
+        ("train --concept-file wide", "wide is a folder"),
+        ("export --run outputs/made --to a1111 --checkpoint wide", "which is a folder"),
+        ("train --concept bicycle --base wide/x.safetensors", "does not exist"),
+        ("train --concept bicycle --objective paper --fast", "--objective and --fast decide the same"),
+        ("train --concept bicycle --fast --no-robust", "--fast and --no-robust decide the same"),
+        ("train --concept bicycle --dataset pocket --data synthetic", "--dataset is given 2 times: pass it once"),
+        ("train --concept bicycle --steps 3 --steps 4", "--steps is given 2 times"),
+        ("export --run outputs/made --output mine.ckpt", "pass mine.safetensors"),
     ],
 )
 def test_what_the_model_or_the_machine_cannot_do_is_said_before_any_work(arguments: str, words: str, folder: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,13 @@ def test_a_stage_is_complete_only_for_its_inputs(tmp_path: Path) -> None:
     assert not run.is_complete("train", "b")
     assert run.require("train", "train")["steps"] == 3
     run.reopen("train")
-    with pytest.raises(UserError, match="run `sd-erase train` first"):
+    with pytest.raises(UserError, match="run `sd-erase train --run "):
+        run.require("train", "train")
+
+
+def test_a_missing_stage_is_told_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "my run")
+    with pytest.raises(UserError, match=f"run `sd-erase train --run '{re.escape(str(run.path))}'` first"):
         run.require("train", "train")
 
 

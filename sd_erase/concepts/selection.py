@@ -26,7 +26,7 @@ from sd_erase.concepts.near import cards_listing, meant
 from sd_erase.concepts.phrases import MAX_ENTRIES, MAX_PHRASE, phrase_of, shown, split_list
 from sd_erase.concepts.spared import Spared
 from sd_erase.concepts.text import bounded, folded, literal
-from sd_erase.errors import UserError
+from sd_erase.errors import UserError, no_file
 
 if TYPE_CHECKING:
     from sd_erase.config import RunConfig
@@ -154,7 +154,7 @@ def read_concept_file(path: Path, kind: str, exact: bool = True) -> dict[str, Co
     """
     if not path.is_file():
         raise UserError(
-            f"Concept file {path} does not exist: pass a YAML file with `name:` and `synonyms:`, or a list of names as .txt."
+            f"Concept file {path} {no_file(path)}: pass a YAML file with `name:` and `synonyms:`, or a list of names as .txt."
         )
     if path.stat().st_size > MAX_FILE:
         raise UserError(

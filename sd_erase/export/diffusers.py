@@ -101,7 +101,7 @@ def _check_target(job: Job, target: Path) -> None:
     known = (mark_of(target) or {}) if target.is_dir() else {}
     if known.get("kind") != "export":
         raise UserError(
-            f"Output {target} exists and is not an export of sd-erase: remove it, or pass an empty folder with --output."
+            f"Output {target} exists and is not an export of sd-erase, so it stays as it is: pass a new or an empty folder with --output."
         )
     if job.config.export.force:
         return

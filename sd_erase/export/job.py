@@ -156,6 +156,10 @@ class Job:
     def folder(self) -> Path:
         """--output, or the run's export folder."""
         output = Path(self.config.export.output).expanduser() if self.config.export.output else self.run.export
+        if output.suffix in formats.PICKLES and not output.is_dir():
+            raise UserError(
+                f"Output {output} would be a pickle, which sd-erase does not write: pass {output.with_suffix('.safetensors').name}, or a folder."
+            )
         if output.exists() and not output.is_dir() and output.suffix != ".safetensors":
             raise UserError(f"Output {output} is neither a folder nor a .safetensors file: pass one of these with --output.")
         return output

@@ -31,6 +31,8 @@ def lost_statement(metadata: Mapping[str, str], has_encoder: bool) -> list[str]:
     """
     if not has_encoder or VERSION in metadata:
         return []
+    if "sd_erase.concept" in metadata:
+        return ["it is the encoder of a run, which has no hash to check: `sd-erase export` makes files that have one"]
     trace = next((words for key, words in TRACES if key in metadata), "")
     sources = sorted({name for name in _sources(metadata) if "without" in name.lower()})[:MAX_NAMES]
     note = "it states no erasure: whether a concept was erased from it, this file does not tell"
