@@ -387,7 +387,7 @@ def test_a_folder_for_from_pretrained(settings: RunConfig, run: RunDir) -> None:
     (run.export / "other" / "x").write_text("")
     other = replaced(settings, "export", to="diffusers", output=str(run.export / "other"), force=True)
     assert told(diffusers.export, other, run) == (
-        f"Output {run.export / 'other'} exists and is not an export of sd-erase: remove it, or pass an empty folder with --output."
+        f"Output {run.export / 'other'} exists and is not an export of sd-erase, so it stays as it is: pass a new or an empty folder with --output."
     )
 
 

@@ -108,7 +108,7 @@ def test_a_run_that_is_only_trained_says_what_to_run(settings: RunConfig, run: R
     assert result["gone"] == "Not measured yet"
     assert "sd-erase generate" in result["warnings"][0]
     run.reopen("train")
-    with pytest.raises(UserError, match="run `sd-erase train` first"):
+    with pytest.raises(UserError, match="run `sd-erase train --run "):
         build_report(settings, run)
 
 
