@@ -202,7 +202,7 @@ def begin(
     if path is not None:
         check_same_concept(config, RunDir(path))
         return config, RunDir(path)
-    root, concept = flags["output_root"], "-".join(dict.fromkeys(config.concepts)) or Path(config.concept_file).stem
+    root, concept = flags["output_root"], "-".join(config.concepts) or Path(config.concept_file).stem
     run = unfinished_run(root, config, last_stage) or (None if flags["new"] else finished_run(root, config, last_stage))
     return (config, RunDir.next(root, concept, base.name)) if run is None else (with_later(config, run, last_stage), run)
 

@@ -147,6 +147,7 @@ class RunConfig:
         _check(self)
         if faults := _relations(self):
             raise SettingsError(faults)
+        object.__setattr__(self, "concepts", tuple(dict.fromkeys(self.concepts)))  # one that is named twice is one
 
 
 # stage -> its section

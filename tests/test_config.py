@@ -117,3 +117,7 @@ def test_what_is_no_yaml_is_one_sentence(tmp_path: Path, text: str) -> None:
         load(path)
     with pytest.raises(UserError, match="does not exist"):
         load(tmp_path / "other.yaml")
+
+
+def test_a_concept_that_is_named_twice_is_one() -> None:
+    assert RunConfig(concepts=("apple", "bicycle", "apple")).concepts == ("apple", "bicycle")
