@@ -53,7 +53,7 @@ class TrainConfig:
     validate_every: int = setting(50, low=1, high=MANY)  # steps
     lora_rank: int = setting(0, low=0, high=65_536)  # 0: full linear weights
     # Accelerate's mixed precision; auto: `resources.precision`
-    precision: str = setting("no", choices=("no", "auto", "fp16", "bf16"))
+    precision: str = setting("auto", choices=("auto", "no", "fp16", "bf16"))
     clip: str = setting("", blank=True)  # folder or hub id of the base's CLIP partner; empty: the base's row
 
     def __post_init__(self) -> None:

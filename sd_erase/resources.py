@@ -79,8 +79,9 @@ def precision(name: str, device: Any, width: int) -> str:
     """Accelerate's mixed precision for training: `name`, or what "auto" stands for.
 
     On a processor with matrix units for bfloat16 (AMX) a forward and backward pass of an encoder 512, 768 and 1,024 wide took .58, .56
-    and .49 of the CPU time that float32 takes, of one 128 wide, as the pocket model's, 1.55 (one thread). What it does to an erasure was
-    not measured, so it is not the default. On a card "auto" is float32.
+    and .49 of the CPU time that float32 takes, of one 128 wide, as the pocket model's, 1.55 (one thread). The pocket model's default trained
+    in bfloat16 (bicycle and chair, one seed) erases and keeps as in float32: listed words 1 of 300 images, unlisted 0 of 80, companions
+    98.9 %, untouched prompts 100.2 %, 37.6 dB. On a card "auto" is float32: a step waits there for launches, and bfloat16 has more.
 
     Args:
         device: the `torch.device` that trains.

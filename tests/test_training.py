@@ -126,7 +126,7 @@ def test_bfloat16_is_taken_where_the_processor_has_units_and_the_encoder_is_wide
 
 def test_the_manifest_says_which_precision_auto_was(harvested: tuple[RunConfig, RunDir]) -> None:
     config, run = harvested
-    assert config.train.precision == "no"
+    assert config.train.precision == "auto"
     auto = stage.train(with_train(config, steps=1, validate_every=1, precision="auto"), run)
     assert auto["precision"] == auto["encoders"]["text_encoder"]["precision"] == "no"  # of the pocket model
     assert stage.train(with_train(config, steps=1, validate_every=1, precision="bf16"), run)["precision"] == "bf16"
