@@ -75,7 +75,7 @@ def _paper(place: Place) -> tuple[Program, Program]:
     """The paper's objective on the text tower, its images' embeddings kept, against the paper's loop; both by seconds a pair."""
     script, clip = str(Path(__file__).parent / "paper_loop.py"), str(place.clip())
     given = ["--concept", "bicycle", "--dataset", "pocket:scenes", "--base", str(place.base("sd1")), "--clip", clip]
-    given += ["--objective", "paper", "--steps", str(place.steps or 4)]
+    given += ["--objective", "paper", "--steps", str(place.steps or 4), "--max-forget", "64", "--max-retain", "64"]
 
     def ours() -> Result:
         whole = place.trained(ROOT, *given)

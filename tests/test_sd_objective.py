@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from sd_erase import bases
 from sd_erase.clip import encode, load_towers
 from sd_erase.concepts import concept_named
+from sd_erase.erasure import sd
 from sd_erase.erasure.method import Batch
 from sd_erase.erasure.sd import StableDiffusionErasure, alignment, misspell, redirect
 from sd_erase.pairs import Pair
@@ -157,3 +160,24 @@ def test_augmented_captions_still_name_the_concept_where_the_spans_say() -> None
         assert "object" in found.target and not any(f" {name} " in f" {found.target.lower()} " for name in ("bicycle", "bike"))
         seen.add(found.caption)
     assert len(seen) > 40 and any(text.isupper() for text in seen)
+
+
+def test_texts_are_tokenised_once_and_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = load_towers(bases.resolve("pocket"), "cpu", need_images=False).tokenizer
+    pairs = [redirect(caption, spans_of(caption, "bicycle"), "thing") for caption in ("a bicycle", "two dogs, a bicycle here")]
+    alone = [alignment(tokenizer, pair, 77) for pair in pairs]
+    monkeypatch.setattr(sd, "_OFFSETS", weakref.WeakKeyDictionary())
+    calls = []
+
+    class Counting:
+        def __call__(self, texts: list[str], **options: Any) -> Any:
+            calls.append(texts)
+            return tokenizer(texts, **options)
+
+    counting = Counting()
+    assert sd.alignments(counting, pairs, 77) == sd.alignments(counting, pairs, 77) == alone
+    assert calls == [[text for pair in pairs for text in (pair.caption, pair.target)]]
+    monkeypatch.setattr(sd, "MOST_OFFSETS", 3)
+    assert len(sd.offsets(counting, ["two dogs", "a bicycle"])) == 2 and calls[1:] == [
+        ["two dogs", "a bicycle"]
+    ]  # all were forgotten

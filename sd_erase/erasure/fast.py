@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sd_erase.erasure import closed_form
-from sd_erase.erasure.sd import StableDiffusionErasure, alignment
+from sd_erase.erasure.sd import StableDiffusionErasure, alignments
 
 if TYPE_CHECKING:
     from random import Random
@@ -46,7 +46,7 @@ class ClosedForm(StableDiffusionErasure):
         kept.append(("", 0.05 * len(retain) + 1.0))
         ids = towers.tokens([*(item.caption for item in moved), *(caption for caption, _ in kept)])
         end = towers.end_of(ids)
-        index = torch.tensor([alignment(towers.tokenizer, item, end) for item in moved], device=ids.device)
+        index = torch.tensor(alignments(towers.tokenizer, moved, end), device=ids.device)
         targets = towers.tokens([item.target for item in moved])[:, :end]
         weights = torch.tensor([weight for _, weight in kept])
         forget_ids, kept_ids = ids[: len(moved), :end], ids[len(moved) :, :end]

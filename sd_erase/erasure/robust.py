@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from sd_erase.clip import encode
 from sd_erase.erasure.pseudo_words import TOKENS, embedding, replaced, vocabulary
-from sd_erase.erasure.sd import Redirect, StableDiffusionErasure, alignment, span_tokens
+from sd_erase.erasure.sd import Redirect, StableDiffusionErasure, alignments, span_tokens
 
 if TYPE_CHECKING:
     import random
@@ -203,7 +203,7 @@ class _Attacked:
         ids, target_ids = towers.tokens([pair.caption for pair in pairs]), towers.tokens([pair.target for pair in pairs])
         end = max(towers.end_of(ids), towers.end_of(target_ids))
         self._ids, self._target_ids = ids[:, :end], target_ids[:, :end]
-        self._index = torch.tensor([alignment(towers.tokenizer, pair, end) for pair in pairs], device=ids.device)
+        self._index = torch.tensor(alignments(towers.tokenizer, pairs, end), device=ids.device)
         places = []  # row, position, and which token of the attack stands there
         for row, pair in enumerate(pairs):
             groups = (

@@ -8,6 +8,7 @@ retain captions, of the empty prompt, of neighbours and of spared senses stay wh
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -73,13 +74,30 @@ def anchored(prompt: str, concepts: Sequence[Concept], anchors: dict[str, str]) 
     return prompt
 
 
+_OFFSETS: weakref.WeakKeyDictionary[Any, dict[str, list[tuple[int, int]]]] = weakref.WeakKeyDictionary()  # by tokenizer and text
+MOST_OFFSETS = 50_000  # texts that are remembered
+
+
+def offsets(tokenizer: Any, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """The characters of each token of each text, without begin- and end-of-text; one call for all that were not asked for before."""
+    known = _OFFSETS.setdefault(tokenizer, {})
+    missing = [text for text in dict.fromkeys(texts) if text not in known]
+    if missing and len(known) > MOST_OFFSETS:
+        known.clear()
+        missing = list(dict.fromkeys(texts))
+    if missing:
+        found = tokenizer(missing, truncation=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        known.update((text, places[1:-1]) for text, places in zip(missing, found, strict=True))
+    return [known[text] for text in texts]
+
+
 def span_tokens(tokenizer: Any, text: str, spans: tuple[tuple[int, int], ...], positions: int) -> list[list[int]]:
     """The token positions below `positions` that each span of characters covers; position 0 is begin-of-text."""
-    offsets = tokenizer(text, truncation=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    (places,) = offsets(tokenizer, [text])
     return [
         [
             position
-            for position, (start, stop) in enumerate(offsets[1:-1], start=1)
+            for position, (start, stop) in enumerate(places, start=1)
             if start < right and stop > left and position < positions
         ]
         for left, right in spans
@@ -108,6 +126,12 @@ def alignment(tokenizer: Any, pair: Redirect, positions: int) -> list[int]:
         if position == group[-1]:
             shift += len(target_group) - len(group)
     return [min(max(value, 0), positions - 1) for value in mapping]
+
+
+def alignments(tokenizer: Any, pairs: Sequence[Redirect], positions: int) -> list[list[int]]:
+    """`alignment` of each pair; their texts are tokenised in one call."""
+    offsets(tokenizer, [text for pair in pairs for text in (pair.caption, pair.target)])
+    return [alignment(tokenizer, pair, positions) for pair in pairs]
 
 
 _TYPOS = ("swap", "drop", "double")
@@ -237,7 +261,7 @@ class StableDiffusionErasure(Stateless):
         if batch.split == "train" and rng.random() > FULL_LENGTH_SHARE:
             end = towers.end_of(ids)
             ids, target_ids = ids[:, :end], target_ids[:, :end]
-        index = torch.tensor([alignment(towers.tokenizer, item, ids.shape[1]) for item in moved], device=ids.device)
+        index = torch.tensor(alignments(towers.tokenizer, moved, ids.shape[1]), device=ids.device)
         with torch.no_grad():  # the targets and what is kept in one pass
             wanted, wanted_pooled = encode(towers.frozen_text, torch.cat([target_ids, ids[len(moved) :]]), layers)
         with self._pseudo_words_in(towers, moved, ids.shape[1], batch):
