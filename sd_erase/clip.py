@@ -382,9 +382,8 @@ def pooled_phrases(towers: Towers, phrases: Sequence[str]) -> torch.Tensor:
     return torch.nn.functional.normalize(_pooled(towers, [caption_of(phrase) for phrase in phrases]), dim=-1)
 
 
-_STATES: dict[
-    tuple[str, str], torch.Tensor
-] = {}  # of this process: harvest, anchors, neighbours and cards ask for the same phrases
+# by encoder and caption, of this process: harvest, anchors, neighbours and cards ask for the same phrases
+_STATES: dict[tuple[str, str], torch.Tensor] = {}
 
 
 def _pooled(towers: Towers, captions: Sequence[str]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sd_erase import bases, drawing, resources
 from sd_erase.captions import open_dataset, synthetic
-from sd_erase.concepts import Concept, load_concepts
+from sd_erase.concepts import Concept, all_cards, load_concepts
 from sd_erase.config import HarvestConfig, RunConfig, TrainConfig
 from sd_erase.errors import UserError
 from sd_erase.pairs import harvest, read_pairs
@@ -84,6 +84,21 @@ def test_several_concepts_are_never_retained_for_each_other() -> None:
     named = [text for text in captions if any(concept.find(text) for concept in concepts)]
     assert captions[: len(named)] == named
     assert all(sum(bool(concept.find(text)) for text in named) > 400 for concept in concepts)
+
+
+def test_all_cards_at_once_leave_something_to_retain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred concepts leave no card's object: what stays are the cards' neighbours."""
+    concepts = [card for card in all_cards().values() if card.kind == "object"]
+    monkeypatch.setattr(synthetic, "FORGET", 3)
+    monkeypatch.setattr(synthetic, "RETAIN", 60)
+    captions = captions_of(concepts)
+    kept = [text for text in captions if not any(concept.find(text) for concept in concepts)]
+    assert len(kept) > 50 and len(captions) - len(kept) >= 2 * len(concepts)
+    monkeypatch.setattr(synthetic, "common_nouns", lambda: ("thing",))
+    synthetic.vocabulary.cache_clear()
+    with pytest.raises(UserError, match="Hardly a thing is left .* erase fewer at once"):
+        captions_of(concepts)
+    synthetic.vocabulary.cache_clear()
 
 
 def test_a_concept_that_its_own_card_spares_everywhere_is_refused(tmp_path: Path) -> None:

@@ -130,6 +130,8 @@ def test_the_manifest_says_which_precision_auto_was(harvested: tuple[RunConfig, 
     auto = stage.train(with_train(config, steps=1, validate_every=1, precision="auto"), run)
     assert auto["precision"] == auto["encoders"]["text_encoder"]["precision"] == "no"  # of the pocket model
     assert stage.train(with_train(config, steps=1, validate_every=1, precision="bf16"), run)["precision"] == "bf16"
+    solved = with_train(config, objective="fast", steps=0, precision="bf16")
+    assert stage.train(solved, run)["precision"] == "no"  # what is solved alone is judged in float32
 
 
 def test_what_a_step_keeps_by_hand() -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sd_erase import resources
 from sd_erase.captions.caption import Caption
-from sd_erase.concepts import Concept, all_cards, is_plural, spoken_form
+from sd_erase.concepts import Concept, all_cards, common_nouns, is_plural, spoken_form
 from sd_erase.drawing import Batches, Job, Settings, base_stamp, is_drawn, precision, save_png
 from sd_erase.errors import UserError
 from sd_erase.rundir import fingerprint
@@ -64,6 +64,8 @@ _SHOWN = ("{w}", "{w} {p}", "{w} in art", "a photo with {w}", "a painting with {
 FIGURES = ("person", "woman", "man", "figure", "couple", "model")
 
 
+FEWEST = 20  # things that scenes are made of, where the cards have as many that stay
+THINGS = 3  # of a scene at most
 SPOKEN = 8  # phrases that a spared pattern of a card stands for
 
 
@@ -80,7 +82,8 @@ def read(
     """Captions of `concepts`, text alone; `draw` makes images of the ones that were chosen.
 
     Raises:
-        UserError: templates and card give no caption that names a concept, or the base cannot be loaded.
+        UserError: templates and card give no caption that names a concept, hardly a thing is left that none names, or the base cannot
+            be loaded.
     """
     texts = _texts(tuple(concepts), seed, base, device)
     for number, text in enumerate(texts):
@@ -107,6 +110,11 @@ def vocabulary(
         for card in all_cards().values()
         if card.kind == "object" and not any(concept.find(card.name) for concept in concepts)
     ]
+    if len(nouns) < FEWEST:  # most of the cards are to be erased
+        named = {phrase for phrases in nouns for phrase in phrases}
+        nouns += [[noun] for noun in common_nouns() if noun not in named and not any(concept.find(noun) for concept in concepts)]
+    if len(nouns) < THINGS:
+        raise UserError(f"Hardly a thing is left that none of the {len(concepts)} concepts names: erase fewer at once.")
     rng, plain = Random(f"{seed} spared"), [phrases[0] for phrases in nouns]
     kept = [(concept.kind, [word]) for concept in concepts for word in concept.neighbours]
     for concept in concepts:  # a pattern is as good as a phrase: its choices are made anew
@@ -119,7 +127,8 @@ def vocabulary(
         every = list(dict.fromkeys(phrase for phrases in (*nouns, *(each for _, each in kept)) for phrase in phrases))
         apart = set(told_apart(towers, every, concepts))
         # a base that tells nothing from the concept has to keep something all the same
-        nouns = [[phrase for phrase in phrases if phrase in apart] for phrases in nouns if phrases[0] in apart] or nouns
+        left = [[phrase for phrase in phrases if phrase in apart] for phrases in nouns if phrases[0] in apart]
+        nouns = left if len(left) >= THINGS else nouns
         kept = [(kind, [phrase for phrase in phrases if phrase in apart]) for kind, phrases in kept]
     return nouns, [(kind, phrases) for kind, phrases in kept if phrases]
 

@@ -97,7 +97,9 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
                 else dataclasses.replace(concept, neighbours=choose_neighbours(towers, concept, anchors[concept.name]))
                 for concept in concepts
             ]
-        accelerator = _accelerator(resources.precision(settings.precision, device, towers.text.config.hidden_size), device)
+        # least squares alone is solved, and judged, in float32
+        precision = resources.precision(settings.precision, device, towers.text.config.hidden_size) if settings.steps else "no"
+        accelerator = _accelerator(precision, device)
         stamp = fingerprint(inputs, read, accelerator.mixed_precision)
         trainer = training.of(towers, accelerator, concepts, anchors, stamp)
         warnings |= dict.fromkeys(trainer.data.warnings)
