@@ -16,6 +16,7 @@ from sd_erase import schema, yamlfile
 from sd_erase.catalog import EXPORTS, METHODS, SCHEDULERS, resolve
 from sd_erase.concepts import KINDS
 from sd_erase.errors import UserError, no_file
+from sd_erase.headers import PICKLES
 from sd_erase.schema import Fault, SettingsError, setting
 
 MANY = 10_000_000  # steps, pairs, images: more is a slip of the hand
@@ -162,8 +163,12 @@ def _check(instance: Any, where: str = "") -> None:
 
 
 def _relations(config: RunConfig) -> list[Fault]:
-    """What is wrong between settings that are each right by themselves."""
+    """What is wrong with settings that no rule of one alone tells."""
     faults = []
+    output = Path(config.export.output)
+    if output.suffix in PICKLES:
+        better = f"pass {output.with_suffix('.safetensors').name}, or a folder"
+        faults.append(Fault("export.output", f"is {config.export.output!r}, a pickle, which sd-erase does not write", better))
     if config.train.lora_rank and config.train.towers == "both":
         faults.append(
             Fault(

@@ -803,11 +803,11 @@ def read_pairs(run: RunDir) -> list[Pair]:
         UserError: the run has none, or a line is damaged.
     """
     if not run.pairs.is_file():
-        raise UserError(f"Run {run} has no pairs: run `sd-erase harvest` first.")
+        raise UserError(f"Run {run} has no pairs: run {run.command('harvest')} first.")
     try:
         return [
             Pair(**{**row, "image": run.image(row["image"]), "spans": tuple((start, end) for start, end in row["spans"])})
             for row in read_jsonl(run.pairs)
         ]
     except (json.JSONDecodeError, TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{run.pairs} is damaged ({error}): run `sd-erase harvest` again.") from error
+        raise UserError(f"{run.pairs} is damaged ({error}): run {run.command('harvest')} again.") from error

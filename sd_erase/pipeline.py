@@ -37,7 +37,7 @@ def erased_pipeline(original: Any, run: RunDir) -> Any:
         UserError: the run holds no encoder, or one that does not fit the base.
     """
     if not any((run.encoder / name / "model.safetensors").is_file() for name in ENCODERS):
-        raise UserError(f"Run {run} holds no erased encoder: run `sd-erase train` first.")
+        raise UserError(f"Run {run} holds no erased encoder: run {run.command('train')} first.")
     return load_erased(original, run.path)
 
 

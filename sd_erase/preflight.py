@@ -211,10 +211,6 @@ def _export(config: RunConfig, base: Base, names: Mapping[str, str]) -> list[Fau
     width = max((width for _, width in sizes(base).values()), default=config.export.rank)
     if config.export.rank > width:
         faults.append(Fault("export.rank", f"is {config.export.rank} and the text encoder {width} wide", f"pass at most {width}"))
-    output = Path(config.export.output).expanduser()
-    if output.suffix in formats.PICKLES and not output.is_dir():
-        better = f"pass {output.with_suffix('.safetensors').name}, or a folder"
-        faults.append(Fault("export.output", f"is {config.export.output!r}, a pickle, which sd-erase does not write", better))
     if config.export.checkpoint and not Path(config.export.checkpoint).expanduser().is_file():
         faults.append(
             Fault(

@@ -220,13 +220,15 @@ class RunDir:
         self.done.append(stage)
         return manifest
 
+    def command(self, name: str) -> str:
+        """How a sentence names a command on this run, which need not be the latest."""
+        return f"`sd-erase {name} --run {shlex.quote(str(self.path))}`"
+
     def require(self, stage: str, command: str) -> dict[str, Any]:
         """The manifest of an earlier stage; a `UserError` naming the command to run where it is missing."""
         manifest = self.read_manifest(stage)
         if manifest is None:
-            raise UserError(
-                f"Run {self.path} has no finished {stage} stage: run `sd-erase {command} --run {shlex.quote(str(self.path))}` first."
-            )
+            raise UserError(f"Run {self.path} has no finished {stage} stage: run {self.command(command)} first.")
         return manifest
 
     def anchors(self, concepts: Iterable[str]) -> dict[str, str]:
@@ -238,7 +240,7 @@ class RunDir:
         anchors = self.require("train", "train").get("anchor")
         if not isinstance(anchors, dict) or not forms.fits(anchors, forms.ANCHORS) or not set(concepts) <= anchors.keys():
             raise UserError(
-                f"Run {self.path} does not say what stands in the place of {', '.join(concepts)}: run `sd-erase train --run {self.path}` again."
+                f"Run {self.path} does not say what stands in the place of {', '.join(concepts)}: run {self.command('train')} again."
             )
         return dict(anchors)
 

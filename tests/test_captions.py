@@ -585,7 +585,7 @@ def test_a_shard_that_unfolds_to_gigabytes_or_names_other_places_is_refused(tmp_
         assert f"a file of {size:,} bytes" in refusal("cc12m", shard)
     packed = gzip.compress(tar(shard, SHARD).read_bytes())
     assert "no complete tar archive" in refusal("cc12m", write(shard, packed))
-    for name in ("/etc/evil", "/tmp/evil"):  # an absolute path lands in the run's folder or nowhere
+    for name in ("/evil", "/elsewhere/evil"):  # an absolute path lands in the run's folder or nowhere
         absolute = tar(shard, {f"{name}.jpg": JPEG, f"{name}.txt": b"A dog"})
         captions = read("cc12m", absolute, taken, [f"00000/{name}.jpg#0"])
         assert all(Path(caption.image or "").is_relative_to(taken) for caption in captions)

@@ -318,7 +318,7 @@ def test_an_anchor_that_is_erased_too_is_left_to_clip_only_where_nobody_asked_fo
 
 def test_concepts_of_a_damaged_run_are_refused_in_this_sentence(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    assert told(read_concepts, run) == f"Run {tmp_path} has no concepts.json: run `sd-erase harvest` first."
+    assert told(read_concepts, run) == f"Run {tmp_path} has no concepts.json: run `sd-erase harvest --run {tmp_path}` first."
     run.concepts.write_text("[3]")
     says = f"File {run.concepts} is damaged (it[0] is missing or is not what stands there): delete it and run `sd-erase harvest` again."
     assert told(read_concepts, run) == says

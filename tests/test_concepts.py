@@ -345,7 +345,7 @@ def test_a_concept_named_twice_is_erased_once() -> None:
 
 def test_a_run_keeps_its_resolved_concepts(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    with pytest.raises(UserError, match="run `sd-erase harvest` first"):
+    with pytest.raises(UserError, match="run `sd-erase harvest --run .* first"):
         read_concepts(run)
     selected = load_concepts(RunConfig(concepts=("bicycle", "orange")))
     write_concepts(run, selected)

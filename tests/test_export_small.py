@@ -345,7 +345,7 @@ def test_a_lora_of_another_base_or_of_nothing_is_refused(
     monkeypatch.setattr(components, "text_encoder_state", lambda base, encoder: erased_of(run))
     assert (
         told(lora.export, config, run)
-        == f"Run {run} changed no weight, so there is nothing to extract: run `sd-erase train` with more --steps."
+        == f"Run {run} changed no weight, so there is nothing to extract: run `sd-erase train --run {run}` with more --steps."
     )
     huge = {key: value - 1e6 if key == f"{MODULES[0]}.weight" else value for key, value in erased_of(run).items()}
     monkeypatch.setattr(components, "text_encoder_state", lambda base, encoder: huge)

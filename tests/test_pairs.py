@@ -556,7 +556,7 @@ def test_what_is_skipped_is_counted_in_the_manifest_and_said(tmp_path: Path) -> 
 
 def test_pairs_are_read_back_as_they_were_and_damage_is_told(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    with pytest.raises(UserError, match="run `sd-erase harvest` first"):
+    with pytest.raises(UserError, match="run `sd-erase harvest --run .* first"):
         read_pairs(run)
     pairs, _, _ = harvested(run.path, jsonl(tmp_path, world(40)), "bicycle")
     assert [json.loads(line)["key"] for line in run.pairs.read_text(encoding="utf-8").splitlines()] == [

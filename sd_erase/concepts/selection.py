@@ -275,7 +275,7 @@ def write_concepts(run: RunDir, concepts: list[Concept]) -> None:
 def read_concepts(run: RunDir) -> list[Concept]:
     """The resolved concepts of a harvested run."""
     if not run.concepts.is_file():
-        raise UserError(f"Run {run} has no {run.concepts.name}: run `sd-erase harvest` first.")
+        raise UserError(f"Run {run} has no {run.concepts.name}: run {run.command('harvest')} first.")
     try:
         return [Concept.from_dict(values) for values in jsonfile.read_as(run.concepts, [forms.CONCEPT])]
     except TypeError as error:  # a key that no concept has

@@ -156,10 +156,6 @@ class Job:
     def folder(self) -> Path:
         """--output, or the run's export folder."""
         output = Path(self.config.export.output).expanduser() if self.config.export.output else self.run.export
-        if output.suffix in formats.PICKLES and not output.is_dir():
-            raise UserError(
-                f"Output {output} would be a pickle, which sd-erase does not write: pass {output.with_suffix('.safetensors').name}, or a folder."
-            )
         if output.exists() and not output.is_dir() and output.suffix != ".safetensors":
             raise UserError(f"Output {output} is neither a folder nor a .safetensors file: pass one of these with --output.")
         return output
@@ -243,18 +239,18 @@ def _find(run: RunDir, encoder: TextEncoder) -> Erased:
     folder = run.encoder / encoder.name
     for name in ("model.safetensors", "config.json"):
         if not (folder / name).is_file():
-            raise UserError(f"Run {run} has no {encoder.name}/{name}: run `sd-erase train` again.")
+            raise UserError(f"Run {run} has no {encoder.name}/{name}: run {run.command('train')} again.")
     try:
         header = formats.read_header(folder / "model.safetensors")
         names = set(header.tensors)
     except UserError as error:
-        raise UserError(f"{str(error).partition(':')[0]}: run `sd-erase train` again.") from error
+        raise UserError(f"{str(error).partition(':')[0]}: run {run.command('train')} again.") from error
     layers = formats.count_layers(name for name in names if name.startswith(formats.PREFIX))
     keys = formats.text_encoder_keys(layers, projection=encoder.pooled)
     if layers == 0 or not keys <= names:
         raise UserError(
             f"Encoder {folder} does not hold the tensors of a CLIP text encoder (first missing: "
-            f"{min(keys - names, default='its layers')}): run `sd-erase train` again."
+            f"{min(keys - names, default='its layers')}): run {run.command('train')} again."
         )
     width, *_ = header.shape(f"{formats.PREFIX}final_layer_norm.weight")
     return Erased(encoder, folder, tuple(sorted(keys)), layers, width)

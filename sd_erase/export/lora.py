@@ -197,7 +197,7 @@ def _extracted(
                 task.advance()
     if not total:
         raise UserError(
-            f"Run {job.run} changed no weight, so there is nothing to extract: run `sd-erase train` with more --steps."
+            f"Run {job.run} changed no weight, so there is nothing to extract: run {job.run.command('train')} with more --steps."
         )
     losses = {count: float((share / total).clamp_min(0).sqrt()) for count, share in enumerate(lost) if count}
     return tensors, {**losses, rank: losses.get(rank, 0.0)}
