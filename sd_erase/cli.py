@@ -15,7 +15,7 @@ import click
 from sd_erase import __version__, catalog, quiet, schema
 from sd_erase.config import SECTIONS, RunConfig
 from sd_erase.errors import UserError
-from sd_erase.flags import CONCEPT, FLAGS, Checked, FilePath, given_names, resolve_config, section, settings, type_of
+from sd_erase.flags import CONCEPT, FLAGS, Checked, FilePath, flags_of, given_names, resolve_config, section, settings, type_of
 from sd_erase.folders import Busy, lasting
 from sd_erase.interrupts import Terminated, as_interrupts
 from sd_erase.rundir import RunDir, write_text_atomic
@@ -834,6 +834,28 @@ def sweep_command(
     else:
         echo(render(result))
         echo(one_line(output / "sweep.md"))
+
+
+@main.command("names")
+@click.argument("concepts", nargs=-1, metavar="CONCEPT...")
+@flags_of("concept_file", "kind", "exact", "anchor", "base", "device")
+@click.option("--config", "config_file", type=FilePath(), metavar="FILE", help="YAML settings; flags override them.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def names_command(as_json: bool, **flags: Any) -> None:
+    """Show which words a base reads as a concept, card or no card; nothing is trained.
+
+    \b
+    Example:
+      sd-erase names dog
+      sd-erase names bicycle --base my-checkpoint.safetensors --json
+    """
+    from sd_erase.erasure import names
+
+    told = names.of_base(resolve_config(flags))
+    if as_json:
+        echo_json(told)
+    else:
+        echo("\n".join(map(one_line, names.render(told).split("\n"))))
 
 
 @main.command("inspect")

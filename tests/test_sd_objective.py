@@ -12,9 +12,10 @@ import torch
 from sd_erase import bases
 from sd_erase.clip import encode, load_towers
 from sd_erase.concepts import concept_named
+from sd_erase.concepts.typos import misspell
 from sd_erase.erasure import sd
 from sd_erase.erasure.method import Batch
-from sd_erase.erasure.sd import StableDiffusionErasure, alignment, misspell, redirect
+from sd_erase.erasure.sd import StableDiffusionErasure, alignment, redirect
 from sd_erase.pairs import Pair
 
 
@@ -96,9 +97,10 @@ def test_the_same_caption_has_no_redirect_error_against_itself(tokenizer: object
     assert alignment(tokenizer, redirect(caption, spans_of(caption, "bicycle"), "bicycle"), 77) == list(range(77))
 
 
-def test_misspelling_changes_one_place_and_leaves_short_words() -> None:
+def test_misspelling_changes_one_place_and_doubles_in_words_of_three_letters() -> None:
     rng = random.Random(0)
-    assert misspell("bus", rng) == "bus"
+    assert misspell("tv", rng) == "tv"
+    assert {misspell("bus", rng) for _ in range(50)} == {"buus", "buss"}
     words = {misspell("bicycle", rng) for _ in range(50)}
     assert len(words) > 5 and all(abs(len(word) - 7) <= 1 for word in words)
 
@@ -140,8 +142,9 @@ def test_a_misspelling_is_forgotten_only_where_the_base_reads_it_as_the_word() -
     towers = load_towers(bases.ROWS["pocket"], torch.device("cpu"), need_images=True)
     method = StableDiffusionErasure()
     method.prepare(towers, [concept_named("bicycle")], {"bicycle": "object"}, both_towers=False)
-    assert "bus" not in method.misspellings["bicycle"] and len(set(method.misspellings["bicycle"])) > 0
-    assert not set(method.misspellings["bicycle"]) & set(concept_named("bicycle").phrases)
+    words = method.words["bicycle"]
+    assert "bus" not in words.odd and words.odd and words.held_out and not set(words.odd) & set(words.held_out)
+    assert not {*words.odd, *words.held_out} & set(concept_named("bicycle").phrases)
     assert any("car" in caption for caption in method.protected)  # a neighbour
 
 
@@ -149,7 +152,8 @@ def test_augmented_captions_still_name_the_concept_where_the_spans_say() -> None
     towers = load_towers(bases.ROWS["pocket"], torch.device("cpu"), need_images=True)
     method, concept = StableDiffusionErasure(), concept_named("bicycle")
     method.prepare(towers, [concept], {"bicycle": "object"}, both_towers=False)
-    names = {*concept.phrases, *method.misspellings["bicycle"]}
+    words = method.words["bicycle"]
+    names = {*concept.phrases, *words.known, *words.odd}
     rng, caption = random.Random(0), "A man {with} a bicycle near a bike."
     seen = set()
     for _ in range(200):

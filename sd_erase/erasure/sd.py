@@ -14,10 +14,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sd_erase.clip import caption_of, encode, pooled_phrases, told_apart
-from sd_erase.erasure import pseudo_words
+from sd_erase.clip import caption_of, encode, told_apart
+from sd_erase.concepts import common_nouns
+from sd_erase.erasure import names, pseudo_words
 from sd_erase.erasure.method import Batch, Stateless, paper_terms
 from sd_erase.erasure.rephrase import rephrased
+from sd_erase.erasure.wordings import varied
+from sd_erase.erasure.words import Words, other_words
 
 if TYPE_CHECKING:
     import random
@@ -134,22 +137,13 @@ def alignments(tokenizer: Any, pairs: Sequence[Redirect], positions: int) -> lis
     return [alignment(tokenizer, pair, positions) for pair in pairs]
 
 
-_TYPOS = ("swap", "drop", "double")
-
-
-def misspell(word: str, rng: random.Random) -> str:
-    """One typing error inside a word of four letters or more."""
-    if len(word) < 4:
-        return word
-    place = rng.randrange(1, len(word) - 1)
-    kind = rng.choice(_TYPOS)
-    if kind == "swap":
-        return word[:place] + word[place + 1] + word[place] + word[place + 2 :]
-    return word[:place] + word[place + 1 :] if kind == "drop" else word[: place + 1] + word[place:]
-
-
 TEMPLATES = ("{}", "{} and {}", "a {}", "the {}", "some {} here")  # the concept alone, twice, first and last
 PSEUDO_SHARE = 0.3  # of the forget captions in which a pseudo-word stands for the concept's own
+VARIED_FORGET = 0.35  # of the forget captions that are brought into a form that no data set has,
+VARIED_RETAIN = 0.5  # and of the retain captions, which prompts of any wording are to be kept by
+TEMPLATE_RETAIN = (
+    0.15  # of the retain captions: the concept's templates with other words, so that not the template is what is erased
+)
 FULL_LENGTH_SHARE = 0.6  # of the training steps that look at all 77 positions; the others end shortly behind the captions
 
 
@@ -162,7 +156,7 @@ class StableDiffusionErasure(Stateless):
     default_steps = 300
     default_learning_rate = 4e-3
     default_weights = {
-        "forgetting": 0.1, "retention": 0.1, "consistency": 0.1, "redirect": 10.0, "preserve": 30.0, "protect": 6.0, "empty": 6.0
+        "forgetting": 0.1, "retention": 0.1, "consistency": 0.1, "redirect": 10.0, "preserve": 100.0, "protect": 20.0, "empty": 6.0
     }  # fmt: skip
 
     def prepare(self, towers: Towers, concepts: list[Concept], anchors: dict[str, str], both_towers: bool) -> list[Any]:
@@ -173,9 +167,14 @@ class StableDiffusionErasure(Stateless):
             from sd_erase.errors import UserError
 
             raise UserError("Objective sd trains the text tower only: pass --towers text, or --objective paper.")
+        self.names = {concept.name: names.find(towers, concept, anchors[concept.name], cheap=self.solves) for concept in concepts}
+        concepts = [names.named(concept, self.names[concept.name]) for concept in concepts]
         self.concepts = {concept.name: concept for concept in concepts}
         self.anchors = anchors
-        self.misspellings = {concept.name: _misspellings(towers, concept, anchors[concept.name]) for concept in concepts}
+        self.words = {name: Words.of(found, self.concepts[name]) for name, found in self.names.items()}
+        self.others = other_words(towers, concepts, self.words.values())
+        nouns = [noun for noun in common_nouns() if not any(any(concept.scan(noun)) for concept in concepts)]
+        self.nouns = told_apart(towers, nouns, concepts)
         self.pseudo_words: dict[str, torch.Tensor] = {}  # found when a training batch first wants some
         captions = [
             caption_of(phrase, concept.kind)
@@ -188,25 +187,47 @@ class StableDiffusionErasure(Stateless):
             weight.requires_grad_(True)
         return trained
 
-    def augmented(self, caption: str, spans: tuple[tuple[int, int], ...], concept: Concept, rng: random.Random) -> Redirect:
-        """A forget caption with other words of the concept, in capitals, misspelt or in a template, and its target."""
-        roll, misspellings = rng.random(), self.misspellings[concept.name]
+    def augmented(
+        self,
+        caption: str,
+        spans: tuple[tuple[int, int], ...],
+        concept: Concept,
+        rng: random.Random,
+        *,
+        held_out: bool = False,
+    ) -> Redirect:
+        """A forget caption with other words of the concept, in capitals, misspelt, in a template or another form, and its target.
+
+        Args:
+            held_out: whether the words that are kept out of training stand among them.
+        """
+        roll = rng.random()
         if roll < 0.3:
-            word = rng.choice(misspellings if misspellings and rng.random() < 0.15 else concept.phrases)
+            word = self.words[concept.name].choose(rng, held_out)
             caption, spans = _fill(rng.choice((*concept.templates, *TEMPLATES)), word)
         elif roll < 0.6:
-            words = misspellings if misspellings and roll > 0.5 else concept.phrases
             template = "{}".join(
                 caption[start:stop].replace("{", "").replace("}", "")
                 for start, stop in zip(
                     (0, *(stop for _, stop in spans)), (*(start for start, _ in spans), len(caption)), strict=True
                 )
             )
-            caption, spans = _fill(template, rng.choice(words))
+            caption, spans = _fill(template, self.words[concept.name].choose(rng, held_out))
         caption, spans = rephrased(caption, spans, rng)
+        if rng.random() < VARIED_FORGET:
+            caption, spans = varied(caption, spans, self.others, rng)
         if rng.random() < 0.1:
             caption = caption.upper()
         return redirect(caption, list(spans), self.anchors[concept.name])
+
+    def retained(self, caption: str, rng: random.Random) -> str:
+        """A retain caption in another form, or a noun or any other word in a template of the forget captions."""
+        if rng.random() < TEMPLATE_RETAIN:
+            templates = (*rng.choice(list(self.concepts.values())).templates, *TEMPLATES)
+            words = [group for group in (self.nouns, self.others) if group]
+            caption = _fill(rng.choice(templates), rng.choice(rng.choice(words)))[0] if words else caption
+        caption, _ = rephrased(caption, (), rng)
+        return varied(caption, (), self.others, rng)[0] if rng.random() < VARIED_RETAIN else caption
 
     def _pseudo_word(self, towers: Towers, name: str, rng: random.Random) -> torch.Tensor:
         """One of the input embeddings that the frozen encoder reads as the concept, in plain captions of its listed words."""
@@ -249,9 +270,13 @@ class StableDiffusionErasure(Stateless):
         from sd_erase.erasure.losses import relative_error, spread
 
         rng, layers = batch.random, towers.layers
-        moved = [self.augmented(pair.caption, pair.spans, self.concepts[pair.concept or ""], rng) for pair in batch.forget]
+        held_out = batch.split == "validation"
+        moved = [
+            self.augmented(pair.caption, pair.spans, self.concepts[pair.concept or ""], rng, held_out=held_out)
+            for pair in batch.forget
+        ]
         groups = {
-            "preserve": [rephrased(pair.caption, (), rng)[0] for pair in batch.retain],
+            "preserve": [self.retained(pair.caption, rng) for pair in batch.retain],
             "protect": rng.sample(self.protected, min(8, len(self.protected))),
             "empty": [""],
         }
@@ -296,26 +321,6 @@ def _fill(template: str, word: str) -> tuple[str, tuple[tuple[int, int], ...]]:
         places.append((len(caption), len(caption) + len(word)))
         caption += word + piece
     return caption, tuple(places)
-
-
-def _misspellings(towers: Towers, concept: Concept, anchor: str) -> list[str]:
-    """Misspellings of the concept's words that the base still reads as the word rather than as the anchor."""
-    from random import Random
-
-    rng = Random(concept.name)
-    candidates: dict[str, str] = {}
-    for phrase in concept.phrases[:8]:
-        *rest, word = phrase.split()
-        for _ in range(12):
-            wrong = " ".join([*rest, misspell(word, rng)])
-            if wrong not in concept.phrases:
-                candidates[wrong] = phrase
-    if not candidates:
-        return []
-    misspelt, meant = (pooled_phrases(towers, list(phrases)) for phrases in (candidates.keys(), candidates.values()))
-    nothing = pooled_phrases(towers, [anchor or "thing"])
-    near = (misspelt * meant).sum(-1) > (misspelt @ nothing.T)[:, 0]
-    return [phrase for phrase, is_near in zip(candidates, near.tolist(), strict=True) if is_near]
 
 
 def _kept(concept: Concept) -> list[str]:

@@ -23,11 +23,13 @@ from accelerate.state import AcceleratorState
 from sd_erase import bases, catalog, chain, resources
 from sd_erase.clip import Towers, choose_anchor, choose_neighbours, load_towers, save_clip, save_text_encoder
 from sd_erase.concepts import Concept, read_concepts
+from sd_erase.concepts.matching import Matcher
 from sd_erase.config import RunConfig, TrainConfig, to_dict
-from sd_erase.erasure import low_rank, memory
+from sd_erase.erasure import low_rank, memory, names
 from sd_erase.erasure.batches import Batches
 from sd_erase.erasure.method import Method
 from sd_erase.erasure.trainer import Trainer
+from sd_erase.erasure.words import Words
 from sd_erase.errors import UserError, unknown_choice
 from sd_erase.pairs import Pair, read_pairs
 from sd_erase.progress import NoProgress, Progress
@@ -132,6 +134,7 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "towers": settings.towers,
             "anchor": anchors,
             "neighbours": {concept.name: ", ".join(concept.neighbours) for concept in concepts},
+            "names": training.named[base.encoders[0].name],
             "weights": settings.weights,
             "lora_rank": settings.lora_rank,
             "steps": settings.steps,
@@ -186,6 +189,7 @@ class _Training:
     run: RunDir
     pairs: list[Pair]
     progress: Progress
+    named: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # encoder -> concept -> what its base calls it
 
     def of(
         self, towers: Towers, accelerator: Accelerator, concepts: list[Concept], anchors: dict[str, str], inputs: str
@@ -214,7 +218,8 @@ class _Training:
                 f"Objective {settings.objective} trains no parameter of {towers.base.name}: pass another --objective."
             )
         cache = run.cache / "image_embeddings.safetensors"
-        data = Batches(self.pairs, towers, settings, seed, cache, self.progress, needs_images=method.needs_images)
+        pairs = without_names(self.pairs, [names.named(concept, found) for concept, found in _found(method, concepts)])
+        data = Batches(pairs, towers, settings, seed, cache, self.progress, needs_images=method.needs_images)
         run.reopen("train")  # not before the input is known to be right: an encoder that is done must not be lost to a wrong flag
         solves = method.solves and not settings.lora_rank  # a LoRA must hold the whole change
         if solves:
@@ -232,10 +237,46 @@ class _Training:
                 f"No step{of} validated better than the start ({trainer.best_loss:.3g} against {trainer.first_loss:.3g}): the training "
                 f"diverged or was too short; pass a smaller --learning-rate (now {settings.learning_rate:g}) or more --steps."
             )
+        self.named[name] = {}
+        for concept, found in _found(method, concepts):
+            told, warning = _told(towers, concept, anchors[concept.name], found)
+            self.named[name][concept.name] = told
+            data.warnings += warning
         run.lora(name).unlink(missing_ok=True)  # an earlier training's
         if settings.lora_rank:
             low_rank.save_and_merge(towers, run.lora(name), settings.lora_rank)
         return trainer
+
+
+def _found(method: Method, concepts: list[Concept]) -> list[tuple[Concept, names.Names]]:
+    """What the base calls each concept, of an objective that asked for it."""
+    found: dict[str, names.Names] = getattr(method, "names", {})
+    return [(concept, found[concept.name]) for concept in concepts if concept.name in found]
+
+
+def without_names(pairs: list[Pair], concepts: list[Concept]) -> list[Pair]:
+    """`pairs` without retain captions that use a word of `concepts`: what the base calls the concept cannot be kept while it goes."""
+    matcher = Matcher(concepts)
+    return [pair for pair in pairs if pair.set == "forget" or not any(matches for _, matches, _ in matcher.scan(pair.caption))]
+
+
+def _told(towers: Towers, concept: Concept, anchor: str, found: names.Names) -> tuple[dict[str, Any], list[str]]:
+    """What the manifest says of a concept's names, and a warning where the erased encoder still reads some as it."""
+    held_out = Words.of(found, concept).held_out
+    asked = list(dict.fromkeys((*found.known, *found.of("vocabulary"), *held_out)))
+    left = names.still_read(towers, concept, anchor, asked)
+    told = {
+        "found": list(found.of("vocabulary")),
+        "held_out": list(held_out),
+        "still_read": {name.text: round(name.along, 2) for name in left},
+    }
+    if not left:
+        return told, []
+    worst = ", ".join(f"{name.text} ({100 * name.along:.0f} %)" for name in left[:5])
+    return told, [
+        f"The erased encoder still reads {len(left)} of {len(asked)} words as {concept.name}: {worst} of the way from {anchor or 'nothing'}; "
+        "train with more --steps, or add such words to the card."
+    ]
 
 
 def _resolved(settings: TrainConfig, method: Method, base: bases.Base) -> TrainConfig:
