@@ -56,6 +56,23 @@ SCHEDULERS: dict[str, str | None] = {
     "dpmpp_2m": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+# what an audit asks, in this order
+PROBES = {
+    "listed": "sd_erase.audit.wording:LISTED",
+    "inflections": "sd_erase.audit.wording:INFLECTIONS",
+    "synonyms": "sd_erase.audit.wording:SYNONYMS",
+    "misspellings": "sd_erase.audit.wording:MISSPELLINGS",
+    "unlisted": "sd_erase.audit.wording:UNLISTED",
+    "paraphrases": "sd_erase.audit.wording:PARAPHRASED",
+    "positions": "sd_erase.audit.wording:POSITIONS",
+    "long": "sd_erase.audit.wording:LONG",
+    "implicit": "sd_erase.audit.wording:IMPLICIT",
+    "languages": "sd_erase.audit.wording:LANGUAGES",
+    "weights": "sd_erase.audit.conditions:WEIGHTED",
+    "clip-skip": "sd_erase.audit.conditions:CLIP_SKIP",
+    "guidance": "sd_erase.audit.conditions:GUIDANCE",
+    "samplers": "sd_erase.audit.conditions:SAMPLER",
+}
 # the paper's tables and figures: each is called with (recipe, bench)
 EXPERIMENTS = {
     "table2": "sd_erase.reproduce.tables:zero_shot",

@@ -210,11 +210,11 @@ def _help(dotted: str) -> str:
     return FLAGS[dotted].help + (f"  [{'; '.join(filter(None, shown))}]" if any(shown) else "")
 
 
-def settings(*names: str, rename: Mapping[str, str] | None = None) -> Callable[[Any], Any]:
-    """Options for the named settings, all None unless given, and the ones that every command has."""
+def options(*names: str, rename: Mapping[str, str] | None = None) -> Callable[[Any], Any]:
+    """Options for the named settings, all None unless given."""
 
     def decorate(command: Any) -> Any:
-        for dotted in reversed((*names, *COMMON)):
+        for dotted in reversed(names):
             flag, (hint, _) = FLAGS[dotted], _schema()[dotted]
             command = click.option(
                 *filter(None, (spelling(dotted, rename), flag.alias)),
@@ -226,6 +226,16 @@ def settings(*names: str, rename: Mapping[str, str] | None = None) -> Callable[[
                 metavar=flag.metavar or _metavar(dotted),
                 help=_help(dotted),
             )(command)
+        return command
+
+    return decorate
+
+
+def settings(*names: str, rename: Mapping[str, str] | None = None) -> Callable[[Any], Any]:
+    """Options for the named settings, all None unless given, and the ones that every command has."""
+
+    def decorate(command: Any) -> Any:
+        command = options(*names, *COMMON, rename=rename)(command)
         for option in (
             click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
             click.option("--config", "config_file", type=FilePath(), metavar="FILE", help="YAML settings; flags override them."),
