@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sd_erase import digests
+from sd_erase.attacks.stage import references
+from sd_erase.audit.probe import NotTried
 from sd_erase.audit.subject import Subject
 from sd_erase.clip import Towers, load_towers, pooled_phrases
 from sd_erase.detection import Detection, Detector
 from sd_erase.drawing import Job, Settings, is_drawn, save_png
 from sd_erase.erasure.pseudo_words import embedding, vocabulary
 from sd_erase.erasure.sd import redirect
+from sd_erase.errors import UserError
 from sd_erase.evaluation import Picture, detect_files
 from sd_erase.images import draw, files_of
 from sd_erase.progress import NoProgress, Progress
@@ -131,11 +134,15 @@ class Bench:
         return [self.with_word(text, self.subject.anchor) for text in texts]
 
     @functools.cached_property
+    def tokens(self) -> list[int]:
+        """The tokens that a search may use: whole words of the vocabulary that the base tells apart, without the card's own words."""
+        tokenizer, table = self.original.tokenizer, embedding(self.original.text_encoder).weight
+        return [token for token in vocabulary(tokenizer, table) if not any(self.subject.concept.scan(tokenizer.decode([token])))]
+
+    @functools.cached_property
     def vocabulary(self) -> list[str]:
-        """Whole words of the base's vocabulary that it tells apart, without the concept's own and those that it reads as such."""
-        table = embedding(self.original.text_encoder).weight
-        texts = [self.original.tokenizer.decode([token]).strip() for token in vocabulary(self.original.tokenizer, table)]
-        words = [text for text in texts if not any(self.subject.concept.scan(text))]
+        """Words for the floor: of `tokens` those that the base does not read as the concept."""
+        words = [self.original.tokenizer.decode([token]).strip() for token in self.tokens]
         sample = random.Random("audit vocabulary").sample(words, min(len(words), 2000))
         return [word for word, share in zip(sample, self.along(sample), strict=True) if share < READ]
 
@@ -179,7 +186,7 @@ class Bench:
         wanted = [Prompt(text, self.settings.seed + number) for number, text in enumerate(prompts)]
         folder = self.folder / "images" / name / side
         pipeline = self.pipeline(side)
-        draw(pipeline, wanted, folder, settings, stamp=self.stamp(side), progress=self._named(f"{name}, {side}"))
+        draw(pipeline, wanted, folder, settings, stamp=self.stamp(side), progress=self.named(f"{name}, {side}"))
         return self._read(prompts, files_of(wanted, folder, settings))
 
     def made(self, name: str, arm: str, side: str, prompts: Sequence[str], make: Make, inputs: object, **changes: Any) -> Images:
@@ -201,7 +208,7 @@ class Bench:
         }
         folder.mkdir(parents=True, exist_ok=True)
         missing = [job for job in jobs if not is_drawn(folder / job.file_name, stamps[job])]
-        with self._named(f"{name}, {arm}")(arm, len(jobs)) as task:
+        with self.named(f"{name}, {arm}")(arm, len(jobs)) as task:
             task.advance(len(jobs) - len(missing))
             for start in range(0, len(missing), settings.batch_size):
                 some = missing[start : start + settings.batch_size]
@@ -224,7 +231,7 @@ class Bench:
         found, pictures = detect_files(self.detector, paths, "detections", NoProgress())
         return Images(list(prompts), list(paths), found, pictures)
 
-    def _named(self, text: str) -> Progress:
+    def named(self, text: str) -> Progress:
         """The bench's progress under one description, whatever the drawing calls its bar."""
         return lambda _, total=None: self.progress(f"{self.place}{text}", total)
 
@@ -253,6 +260,27 @@ class Bench:
             folder = "-".join([f"shared-{arm}", *(f"{name}-{value}" for name, value in changes.items())])
             self.kept[key] = self.drawn(folder, side, texts, **changes)
         return self.kept[key]
+
+    @functools.cached_property
+    def shown(self) -> dict[str, torch.Tensor]:
+        """Prompt -> latents [1, channels, height, width] of an image of the original's that shows the concept: what an attacker holds.
+
+        Raises:
+            NotTried: the original shows it for no prompt.
+        """
+        texts = self.sentences(self.share.searched)
+        try:
+            return references(
+                self.original, list(dict.fromkeys(texts)), self.folder / "images" / "references", self.settings, self.detector,
+                self.labels, stamp=self.stamp("original"), progress=self.named("references"),
+            )  # fmt: skip
+        except UserError as error:
+            raise NotTried("no image of the original's shows it, which the search needs") from error
+
+    def one_encoder(self) -> None:
+        """Raises `NotTried` where the base reads two text encoders, for which the searches are not written."""
+        if len(self.subject.base.encoders) > 1:
+            raise NotTried(f"base {self.subject.base.name} reads two text encoders, and the search is written for one")
 
     def flat(self) -> int:
         """How many images of the shared arms are of a single colour."""

@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 from sd_erase.audit.bench import Batch, Bench
+from sd_erase.audit.embeds import images_of
 from sd_erase.audit.probe import NotTried, Probe, Row
 from sd_erase.erasure.sd import redirect
 
@@ -87,17 +88,9 @@ def weighted_images(bench: Bench, pipeline: Any, embed: Any, batch: Batch) -> li
     """PIL images of prompts in compel's syntax."""
     import torch
 
-    settings = bench.settings
     with torch.no_grad():
         states = torch.cat([embed(text) for text in batch.prompts])
-        empty = torch.cat([embed("")] * len(batch.prompts))
-    return list(
-        pipeline(
-            prompt_embeds=states, negative_prompt_embeds=empty, height=settings.height, width=settings.width,
-            num_inference_steps=settings.steps, guidance_scale=settings.guidance, latents=batch.noise, generator=batch.generators,
-            output_type="pil",
-        ).images
-    )  # fmt: skip
+    return images_of(bench, pipeline, batch, states)
 
 
 GUIDANCE = Probe("guidance", "words", "other guidance", guidance, settings={"guidance": list(GUIDANCES)})
