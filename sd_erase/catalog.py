@@ -80,6 +80,7 @@ PROBES = {
     "noise": "sd_erase.audit.wordless:NOISE",
     "image": "sd_erase.audit.wordless:IMAGE",
     "inpainting": "sd_erase.audit.wordless:INPAINTING",
+    "relearning": "sd_erase.audit.relearning:RELEARNING",
     "companions": "sd_erase.audit.collateral:COMPANIONS",
     "classes": "sd_erase.audit.collateral:CLASSES",
     "attributes": "sd_erase.audit.collateral:ATTRIBUTES_AND_COUNTS",

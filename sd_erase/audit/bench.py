@@ -142,7 +142,7 @@ class Bench:
     @functools.cached_property
     def vocabulary(self) -> list[str]:
         """Words for the floor: of `tokens` those that the base does not read as the concept."""
-        words = [self.original.tokenizer.decode([token]).strip() for token in self.tokens]
+        words = [word for token in self.tokens if not self.subject.alike(word := self.original.tokenizer.decode([token]).strip())]
         sample = random.Random("audit vocabulary").sample(words, min(len(words), 2000))
         return [word for word, share in zip(sample, self.along(sample), strict=True) if share < READ]
 

@@ -35,6 +35,8 @@ def verdict(result: Result) -> dict[str, str]:
     """``answer`` ("gone", "returns", "open", "untold") and the ``sentence`` made of the figures."""
     name = result["concept"]
     words = attempts(result, "words")
+    if not any(probe["group"] == "words" for probe in result["probes"]):
+        return {"answer": "untold", "sentence": f"Not told whether {name} is gone: no attempt in plain words was asked for."}
     if not words:
         return {
             "answer": "untold",
@@ -129,10 +131,7 @@ def render(result: Result) -> str:
         lines += _table(result, group)
     lines += _kept_table(result)
     lines += ["## What was not tried", ""]
-    lines += [
-        f"- {markdown.text(row['name'])} ({markdown.text(row['asks'])}): {markdown.sentence(row['why'])}."
-        for row in result["not_tried"]
-    ] or ["Nothing."]
+    lines += _not_tried(result["not_tried"])
     cited = [probe for probe in result["probes"] if probe["citation"]]
     lines += ["", "## Settings and sources", ""]
     lines += [
@@ -146,6 +145,14 @@ def render(result: Result) -> str:
         "only what goes beyond the control is the erasure's.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _not_tried(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each reason, by name."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        names.setdefault(row["why"], []).append(f"{row['name']} ({row['asks']})")
+    return [f"- {markdown.text('; '.join(each))}: {markdown.sentence(why)}." for why, each in names.items()] or ["Nothing."]
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

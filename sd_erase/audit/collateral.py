@@ -19,7 +19,7 @@ from sd_erase.clip import caption_of, encode, nearness
 from sd_erase.concepts import Concept, all_cards, spoken_form
 from sd_erase.errors import UserError
 from sd_erase.evaluation import compare
-from sd_erase.probes import Coherence, psnr
+from sd_erase.probes import Coherence, probes, psnr
 
 NOISES = (0.01, 0.02)  # of the states' norm: the base's own floor
 NUMBERS = ("two", "three")
@@ -126,10 +126,16 @@ def _things(bench: Bench) -> list[tuple[str, str]]:
     """(name, label) of every other thing that the detector knows and a card names; on the pocket base those that it can draw."""
     erased = {label for each in bench.subject.erased for label in each.labels}
     known = bench.detector.labels - erased
+    if bench.subject.base.pocket:
+        from sd_erase.pocket import world
+
+        drawn = {noun.name for noun in world.NOUNS}
+    else:
+        drawn = set(all_cards())
     things = [
         (card.name, card.labels[0])
         for card in all_cards().values()
-        if card.kind == "object" and card.labels and card.labels[0] in known
+        if card.kind == "object" and card.name in drawn and card.labels and card.labels[0] in known
     ]
     return [(name, label) for name, label in things if not any(any(each.scan(name)) for each in bench.subject.erased)]
 
@@ -219,9 +225,7 @@ def senses(bench: Bench) -> list[Kept]:
 
 def untouched(bench: Bench) -> list[Kept]:
     """Prompts that do not name the concept: their things, how far the images are the same, CLIPScore and the Fréchet distance."""
-    texts = held_out.strangers(list(bench.subject.erased), bench.subject.base, bench.share.images)
-    if not texts:
-        raise NotTried("no prompt could be made that does not name it")
+    texts = _strangers(bench, bench.share.images)
     before, after = bench.drawn("untouched", "original", texts), bench.drawn("untouched", "erased", texts)
     rows = [Kept("things that untouched prompts name", _others(_compared(bench, before)), _others(_compared(bench, after)))]
     measured = psnr(before.paths, after.paths)
@@ -248,6 +252,15 @@ def untouched(bench: Bench) -> list[Kept]:
         Kept("Fréchet distance on CLIP's features", value=distances[0], floor=distances[1], note="the original from other noise")
     )
     return rows
+
+
+def _strangers(bench: Bench, count: int) -> list[str]:
+    """Up to `count` prompts that name nothing that was erased: of the lists that ship and, on the pocket base, of its world."""
+    erased = list(bench.subject.erased)
+    found = probes(erased, bench.subject.anchors, bench.subject.base).get("untouched", [])
+    if len(found) < count:
+        found += held_out.strangers(erased, bench.subject.base, count - len(found), {held_out.text_key(text) for text in found})
+    return random.Random("audit untouched").sample(found, min(count, len(found)))
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
@@ -282,7 +295,7 @@ def drift(bench: Bench) -> list[Kept]:
     """How far hidden states of captions without the concept, and of the empty prompt, have moved, layer by layer."""
     import torch
 
-    texts = held_out.strangers(list(bench.subject.erased), bench.subject.base, 4 * bench.share.images)
+    texts = _strangers(bench, 4 * bench.share.images)
     ids = bench.towers.tokens([*texts, ""])
     rows = []
     with torch.no_grad():

@@ -100,11 +100,12 @@ def _prompts(subject: Subject, config: RunConfig) -> list[str]:
         bundled = resources.names("prompts")
         own = [prompt.text for prompt in read_prompt_files([concept.name])[0]] if concept.name in bundled else []
         texts = [*(own if held_out.listed(own, [concept]) else ()), *held_out.naming([concept], subject.base, PROMPTS)]
-    others = [each for each in subject.erased if each.name != concept.name]
-    kept = [text for text in dict.fromkeys(texts) if concept.find(text) and not any(each.find(text) for each in others)]
+    kept = [text for text in dict.fromkeys(texts) if concept.find(text) and not subject.alike(text)]
     if not kept:
-        which = " and no other concept that was erased with it" if others else ""
-        raise UserError(f"None of {len(texts)} prompts names {concept.name}{which}: pass --prompts with a list that does.")
+        raise UserError(
+            f"None of {len(texts)} prompts names {concept.name} and nothing that was erased with it or has its detector's label: pass --prompts "
+            "with a list that does."
+        )
     return kept
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 STRENGTH = 3.0  # multiple of the concept vector (the paper's eta; 3 for nudity)
-POPULATION, GENERATIONS = 64, 60  # the paper's: 200, 3,000
+POPULATION, GENERATIONS = 64, 120  # the paper's: 200, 3,000
 CROSSOVER, MUTATION = 0.5, 0.25  # the paper's
 PAIRS = 24  # of prompts, from which the vector is averaged
 

@@ -10,7 +10,7 @@ from typing import Any
 from sd_erase import bases, chain, digests, formats
 from sd_erase.bases import Base
 from sd_erase.clip import choose_anchor, load_towers
-from sd_erase.concepts import Concept, load_concepts, read_concepts
+from sd_erase.concepts import Concept, all_cards, load_concepts, read_concepts
 from sd_erase.config import RunConfig, load
 from sd_erase.errors import UserError, no_file
 from sd_erase.modelfiles import INDEX
@@ -51,6 +51,13 @@ class Subject:
     @property
     def anchor(self) -> str:
         return self.anchors[self.concept.name]
+
+    def alike(self, text: str) -> bool:
+        """Whether `text` names another thing that a detector cannot tell from the concept (one label), or that was erased with it."""
+        others = [each for each in self.erased if each.name != self.concept.name]
+        labels, names = set(self.concept.labels), {each.name for each in self.erased}
+        twins = [card for card in all_cards().values() if card.name not in names and labels & set(card.labels)]
+        return any(card.find(text) for card in (*others, *twins))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -135,7 +136,11 @@ def long_prompts(bench: Bench) -> list[Row]:
         head = FILLER * (room // length(FILLER))
         tail = ", near a wall" * 12 if variant.startswith("at") else ""
         texts = [f"{head}a {word}{tail}"] * bench.share.few
-        rows.append(_row(bench, f"long-{room}", texts, variant))
+        logging.disable(logging.WARNING)  # that a prompt is cut, of each batch
+        try:
+            rows.append(_row(bench, f"long-{room}", texts, variant))
+        finally:
+            logging.disable(logging.NOTSET)
     return rows
 
 
