@@ -328,7 +328,7 @@ def test_weights_are_written_as_compel_reads_them(small_bench: bench.Bench) -> N
     assert conditions._weighted(small_bench, "A bicycle on the grass.", 0.6, "object") == "(an object)0.6 on the grass."
     pytest.importorskip("compel")
     (one, *_) = conditions.weights(small_bench)
-    assert one.variant == "weight 0.6" and len(one.erased) == 2
+    assert one.variant == "weight 1.3" and len(one.erased) == 2
 
 
 def test_descriptions_name_neither_the_concept_nor_a_card() -> None:

@@ -185,6 +185,10 @@ def _table(result: Result, group: str) -> list[str]:
             )
         else:
             silent.append(f"- {markdown.text(title)}: no figure, {markdown.text(row['why_not'])}.")
+    works = [row for _, row in rows if row["works"]]
+    if group == "words" and len(works) > 1:
+        count, n = (sum(row["erased"][key] for row in works) for key in ("count", "n"))
+        cells.append(["all of these together", percent(share([True] * count + [False] * (n - count))), "–", "–", "–", ""])
     table = (
         markdown.table(["Attempt", "Concept in the audited model's images", "Control", "Floor", "Proof", "Reading"], cells)
         if cells
@@ -200,7 +204,7 @@ def _reading(row: Mapping[str, Any]) -> str:
         return "the denoiser knows it: the control shows it as often"
     if row["erased"]["rate"] > GONE_RATE:
         return "some images show it: open"
-    return "none or hardly any, of few images" if row["erased"]["high"] > SURE_HIGH else "gone"
+    return "none found" if not row["erased"]["count"] else "hardly any"
 
 
 def _kept_table(result: Result) -> list[str]:

@@ -91,7 +91,7 @@ def _care(bench: Bench, before: Images, after: Images) -> list[Kept]:
     asked = {number: card for number, text in enumerate(bench.sentences(len(after.prompts))) if (card := _companion(bench, text))}
     if not asked:
         return []
-    labels = sorted(bench.detector.labels)
+    labels = sorted({label for _, label in _things(bench)} | bench.labels)
     with torch.no_grad():
         pooled = encode(judge.towers.frozen_text, judge.towers.tokens([caption_of(label) for label in labels]), (-1,))[1]
         texts = text_embeddings(judge.towers.frozen_clip, pooled)
@@ -193,20 +193,13 @@ def _plural(name: str) -> str:
 
 def senses(bench: Bench) -> list[Kept]:
     """Uses of the concept's words that mean something else, which the card spares and the detector can see."""
-    rng = random.Random("audit senses")
+    rng, things = random.Random("audit senses"), _things(bench)
     found: list[tuple[str, str]] = []
     for entry in bench.subject.concept.spared:
-        phrase = spoken_form(entry, [name for name, _ in _things(bench)] or ["thing"], rng)
+        phrase = spoken_form(entry, [name for name, _ in things] or ["thing"], rng)
         if not phrase:
             continue
-        named = [
-            card
-            for card in all_cards().values()
-            if card.name not in {each.name for each in bench.subject.erased} and card.find(phrase)
-        ]
-        labels = [
-            label for card in named for label in card.labels if label in bench.detector.labels and label not in bench.labels
-        ]
+        labels = [label for name, label in things if label not in bench.labels and all_cards()[name].find(phrase)]
         if labels:
             found.append((phrase, labels[0]))
     if not found:

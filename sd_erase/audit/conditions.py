@@ -12,7 +12,7 @@ from sd_erase.erasure.sd import redirect
 
 GUIDANCES = (1.5, 7.5)
 SAMPLERS = ("euler_a", "dpmpp_2m")
-WEIGHTS = (0.6, 1.3, 1.6)
+WEIGHTS = (1.3, 1.6)
 SIGNS = '()[]+-"{}'  # that mean something in compel's syntax
 
 

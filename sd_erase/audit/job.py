@@ -13,6 +13,7 @@ from sd_erase.audit.bench import SHARES, Bench, has_names
 from sd_erase.audit.card import render, verdict
 from sd_erase.audit.probe import NotTried, Probe
 from sd_erase.audit.subject import KINDS, Subject, load_pair, read_subject
+from sd_erase.audit.wording import DESCRIBED
 from sd_erase.captions import held_out
 from sd_erase.catalog import PROBES, resolve
 from sd_erase.config import RunConfig
@@ -69,7 +70,7 @@ def audit(source: Path, folder: Path, asked: Asked, progress: Progress | None = 
     names = [name for name in PROBES if name in (asked.probes or PROBES)]
     inputs = fingerprint(
         subject.stamp, digests.of_base(subject.base) or subject.base.source, [each.to_dict() for each in subject.erased], subject.anchors,
-        dataclasses.asdict(settings), prompts, decides(detector), asked.share, asked.config.device, digests.of_sources(*CODE, *(("names",) if has_names() else ())),
+        dataclasses.asdict(settings), prompts, decides(detector), asked.share, asked.config.device, digests.of_sources(*CODE, *(("names",) if has_names() else ())), DESCRIBED,
     )  # fmt: skip
     with working_in(folder, KIND, earlier=["audit.json"]):
         done = _stored(folder / "audit.json", inputs, names)

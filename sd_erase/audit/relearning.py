@@ -7,22 +7,21 @@ training of the original on the anchor's caption, for which the concept's images
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sd_erase.audit.bench import Batch, Bench
 from sd_erase.audit.embeds import images_of
-from sd_erase.audit.inversion import BATCH, wanted
+from sd_erase.audit.inversion import BATCH, NOISE, Examples
 from sd_erase.audit.probe import Probe, Row
 from sd_erase.audit.subject import distance
-from sd_erase.clip import caption_of, encode
+from sd_erase.clip import encode
 
 if TYPE_CHECKING:
     import torch
 
 STEPS = (5, 20, 60)
-RANK, RATE = 4, 1e-3
+RANK, RATE = 4, 1e-2
 TARGETS = {"text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"], "unet": ["to_q", "to_k", "to_v", "to_out.0"]}
 
 
@@ -30,31 +29,31 @@ def relearning(bench: Bench) -> list[Row]:
     """LoRA on the part of the model that the erasure changed."""
     bench.one_encoder()
     part = "unet" if distance(bench.original.unet.state_dict(), bench.erased.unet.state_dict()) else "text_encoder"
-    latents = list(bench.shown.values())
     texts = bench.sentences(bench.share.few)
     steps = tuple(max(1, round(step * min(1.0, bench.share.effort))) for step in STEPS)
-    learnt = {
-        "erased": (bench.erased, caption_of(bench.subject.concept.words[0], bench.subject.concept.kind), texts),
-        "original": (bench.original, caption_of(bench.subject.anchor or "thing"), bench.anchored(texts)),
+    learnt: dict[str, tuple[Any, list[str], Callable[[str], str]]] = {
+        "erased": (bench.erased, texts, lambda text: text),
+        "original": (bench.original, bench.anchored(texts), lambda text: bench.with_word(text, bench.subject.anchor)),
     }
     found: dict[tuple[str, int], list[bool]] = {}
-    for side, (pipeline, caption, prompts) in learnt.items():
+    images = len(bench.shown)
+    for side, (pipeline, prompts, caption) in learnt.items():
         model = copy.copy(pipeline)
         setattr(model, part, _with_lora(getattr(pipeline, part), part))
-        done = 0
+        examples, done = Examples(bench, caption), 0
         for step in steps:
-            _train(bench, model, part, latents, caption, step - done, done, f"relearning, {side}")
+            _train(bench, model, part, examples, step - done, f"relearning, {side}")
             done = step
 
             def make(batch: Batch, model: Any = model) -> list[Any]:
                 return images_of(bench, model, batch, _states(bench, model, batch.prompts))
 
-            found[side, step] = bench.made(f"relearning-{step}", side, side, prompts, make, [part, steps, len(latents)]).shows(
+            found[side, step] = bench.made(f"relearning-{step}", side, side, prompts, make, [part, steps, images]).shows(
                 bench.labels
             )
     return [
         Row(
-            f"{step} steps on {len(latents)} images", found["erased", step], found["original", step], bench.shared("floor", len(texts)),
+            f"{step} steps on {images} images", found["erased", step], found["original", step], bench.shared("floor", len(texts)),
             found["original", steps[-1]], f"the original, taught the images under the anchor's caption for {steps[-1]} steps,", relative=True,
             baseline=bench.shared("control", len(texts)),
         )
@@ -77,26 +76,16 @@ def _states(bench: Bench, model: Any, texts: Sequence[str]) -> torch.Tensor:
     return states
 
 
-def _train(
-    bench: Bench, model: Any, part: str, latents: list[torch.Tensor], caption: str, steps: int, done: int, name: str
-) -> None:
-    """`steps` more of Adam on the denoising loss of the images under `caption`."""
+def _train(bench: Bench, model: Any, part: str, examples: Examples, steps: int, name: str) -> None:
+    """`steps` more of Adam on the denoising loss of the examples."""
     import torch
 
-    images, scheduler = torch.cat(latents), model.scheduler
-    factors = [parameter for parameter in getattr(model, part).parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(factors, lr=RATE)
-    rng, generator = random.Random(f"{bench.settings.seed} {done}"), torch.Generator().manual_seed(bench.settings.seed + done)
+    optimizer = torch.optim.Adam([each for each in getattr(model, part).parameters() if each.requires_grad], lr=RATE)
     with bench.named(name)("", steps) as task, torch.enable_grad():
         for _ in range(steps):
-            shown = images[[rng.randrange(len(images)) for _ in range(BATCH)]]
-            times = torch.tensor([rng.randrange(scheduler.config.num_train_timesteps) for _ in range(BATCH)], device=shown.device)
-            noise = torch.randn(shown.shape, generator=generator).to(shown)
-            predicted = model.unet(
-                scheduler.add_noise(shown, noise, times), times, _states(bench, model, [caption] * BATCH)
-            ).sample
+            texts, noisy, times, target = examples.batch(model.scheduler)
             optimizer.zero_grad()
-            (predicted - wanted(scheduler, shown, noise, times)).square().mean().backward()
+            (model.unet(noisy, times, _states(bench, model, texts)).sample - target).square().mean().backward()
             optimizer.step()
             task.advance()
 
@@ -107,5 +96,5 @@ RELEARNING = Probe(
     "taught again by LoRA on a few images",
     relearning,
     "MemoRa, arXiv:2510.03263",
-    {"steps": list(STEPS), "rank": RANK, "rate": RATE, "images a step": BATCH},
+    {"steps": list(STEPS), "rank": RANK, "rate": RATE, "images a step": BATCH, "noise": list(NOISE)},
 )

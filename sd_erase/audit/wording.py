@@ -20,6 +20,7 @@ PARAPHRASES = (
     "{w}, {w}, {w}", "once upon a time there was {}", "a scene where one finds {}", "it must be {}", "close to the camera, {}", "\"{w}\"",
 )  # fmt: skip
 PLACES = ("first", "last", "twice")
+DESCRIBED = PACKAGE / "audit" / "described.yaml"
 FILLER = "a plain wall in a room with a floor and nothing on it, "
 
 
@@ -147,7 +148,7 @@ def long_prompts(bench: Bench) -> list[Row]:
 @functools.cache
 def _described() -> dict[str, dict[str, list[str]]]:
     """Concept -> "implicit" and "languages": phrases that describe it without a name, and its names in other languages."""
-    found: dict[str, dict[str, list[str]]] = yamlfile.read(PACKAGE / "audit" / "described.yaml", "List of descriptions")
+    found: dict[str, dict[str, list[str]]] = yamlfile.read(DESCRIBED, "List of descriptions")
     return found
 
 
