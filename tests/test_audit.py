@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -260,7 +262,7 @@ def test_a_concept_that_the_original_never_draws_is_refused(tmp_path: Path, tiny
 
 @pytest.fixture(scope="module")
 def small_bench(swapped: Path, tmp_path_factory: pytest.TempPathFactory) -> bench.Bench:
-    asked = Asked(RunConfig(device="cpu", generate=GenerateConfig(steps=4)), share="quick")
+    asked = Asked(RunConfig(device="cpu", generate=GenerateConfig(steps=2)), share="quick")
     subject = read_subject(swapped, asked.config, False)
     detector, labels = job._detector(subject, asked.config)
     settings = job.Settings.of(asked.config, subject.base)
@@ -298,6 +300,25 @@ def test_only_words_that_the_base_reads_as_the_concept_count(small_bench: bench.
     assert wording.known(small_bench, ["bike", "velocipede", "dog", "zzkq", "something"]) == ["bike", "velocipede"]
     assert not any(small_bench.subject.concept.find(word) for word in small_bench.vocabulary)
     assert "velocipede" not in small_bench.vocabulary  # read as the concept: no floor
+
+
+def test_the_bases_own_names_are_asked_once_they_can_be_found(small_bench: bench.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "has_names", lambda: False)
+    with pytest.raises(NotTried, match="no search of the base's vocabulary"):
+        wording.unlisted(small_bench)
+    monkeypatch.setattr(bench, "has_names", lambda: True)
+    found = SimpleNamespace(find=lambda towers, concept, anchor: ["bike", "velocipede"] if anchor == "object" else [])
+    monkeypatch.setitem(sys.modules, "sd_erase.names", found)
+    assert small_bench.names() == ["velocipede"]  # the card knows the other
+
+
+def test_found_words_are_a_list_that_generate_reads(tmp_path: Path) -> None:
+    from sd_erase.prompts import read_prompts
+
+    rows = [{"words": ["qua umbrella dog", "pede a dog"]}, {"what": "a count"}]
+    assert job._write_found(tmp_path, [{"name": "prefix", "citation": "a paper", "asks": "", "rows": rows}]) == "found-words.txt"
+    assert [prompt.text for prompt in read_prompts(tmp_path / "found-words.txt")] == rows[0]["words"]
+    assert job._write_found(tmp_path, [{"name": "listed", "citation": "", "asks": "", "rows": [{"words": []}]}]) == ""
 
 
 def test_completion_changes_hands_at_the_step_that_is_asked_for(small_bench: bench.Bench) -> None:
