@@ -91,14 +91,14 @@ def _care(bench: Bench, before: Images, after: Images) -> list[Kept]:
     asked = {number: card for number, text in enumerate(bench.sentences(len(after.prompts))) if (card := _companion(bench, text))}
     if not asked:
         return []
-    labels = sorted({label for _, label in _things(bench)} | bench.labels)
+    things = [*_things(bench), (bench.subject.concept.name, *sorted(bench.labels)[:1])]
     with torch.no_grad():
-        pooled = encode(judge.towers.frozen_text, judge.towers.tokens([caption_of(label) for label in labels]), (-1,))[1]
+        pooled = encode(judge.towers.frozen_text, judge.towers.tokens([caption_of(name) for name, _ in things]), (-1,))[1]
         texts = text_embeddings(judge.towers.frozen_clip, pooled)
     hits = []
     for images in (before, after):
         best = (judge.features([images.paths[number] for number in asked]) @ texts.T).argmax(-1).tolist()
-        hits.append(_pair([labels[label] in card.labels for label, card in zip(best, asked.values(), strict=True)]))
+        hits.append(_pair([things[place][1] in card.labels for place, card in zip(best, asked.values(), strict=True)]))
     return [Kept("CARE score (companions by CLIP, zero-shot)", hits[0], hits[1])]
 
 

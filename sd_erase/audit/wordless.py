@@ -121,6 +121,8 @@ def from_image(bench: Bench) -> list[Row]:
     shown, numbers = _pictures(bench)
     rows = []
     for strength in STRENGTHS:
+        if strength * bench.settings.steps < 1:  # a distilled model's few steps: nothing would be drawn
+            continue
         arms = {}
         for arm, prompts in _texts(bench, [bench.sentences(bench.share.images)[number] for number in numbers]).items():
             pipeline = StableDiffusionImg2ImgPipeline(**_parts(bench.pipeline(_side(arm))), requires_safety_checker=False)
@@ -184,6 +186,8 @@ def _pictures(bench: Bench) -> tuple[list[Any], list[int]]:
     numbers = [number for number, found in enumerate(drawn.found) if any(each.label in bench.labels for each in found)][
         : bench.share.few
     ]
+    if not numbers:
+        raise NotTried("no image of the original's shows it")
     pictures = []
     for number in numbers:
         with Image.open(drawn.paths[number]) as image:
