@@ -56,6 +56,38 @@ SCHEDULERS: dict[str, str | None] = {
     "dpmpp_2m": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+# what an audit asks, in this order
+PROBES = {
+    "listed": "sd_erase.audit.wording:LISTED",
+    "inflections": "sd_erase.audit.wording:INFLECTIONS",
+    "synonyms": "sd_erase.audit.wording:SYNONYMS",
+    "misspellings": "sd_erase.audit.wording:MISSPELLINGS",
+    "unlisted": "sd_erase.audit.wording:UNLISTED",
+    "paraphrases": "sd_erase.audit.wording:PARAPHRASED",
+    "positions": "sd_erase.audit.wording:POSITIONS",
+    "long": "sd_erase.audit.wording:LONG",
+    "implicit": "sd_erase.audit.wording:IMPLICIT",
+    "languages": "sd_erase.audit.wording:LANGUAGES",
+    "weights": "sd_erase.audit.conditions:WEIGHTED",
+    "clip-skip": "sd_erase.audit.conditions:CLIP_SKIP",
+    "guidance": "sd_erase.audit.conditions:GUIDANCE",
+    "samplers": "sd_erase.audit.conditions:SAMPLER",
+    "prefix": "sd_erase.audit.prefix:PREFIX",
+    "ring-a-bell": "sd_erase.audit.ring_a_bell:RING_A_BELL",
+    "gradient": "sd_erase.audit.gradient:GRADIENT",
+    "inversion": "sd_erase.audit.inversion:INVERSION",
+    "completion": "sd_erase.audit.wordless:COMPLETION",
+    "noise": "sd_erase.audit.wordless:NOISE",
+    "image": "sd_erase.audit.wordless:IMAGE",
+    "inpainting": "sd_erase.audit.wordless:INPAINTING",
+    "relearning": "sd_erase.audit.relearning:RELEARNING",
+    "companions": "sd_erase.audit.collateral:COMPANIONS",
+    "classes": "sd_erase.audit.collateral:CLASSES",
+    "attributes": "sd_erase.audit.collateral:ATTRIBUTES_AND_COUNTS",
+    "senses": "sd_erase.audit.collateral:SENSES",
+    "untouched": "sd_erase.audit.collateral:UNTOUCHED",
+    "drift": "sd_erase.audit.collateral:DRIFT",
+}
 # the paper's tables and figures: each is called with (recipe, bench)
 EXPERIMENTS = {
     "table2": "sd_erase.reproduce.tables:zero_shot",

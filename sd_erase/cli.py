@@ -15,7 +15,19 @@ import click
 from sd_erase import __version__, catalog, quiet, schema
 from sd_erase.config import SECTIONS, RunConfig
 from sd_erase.errors import UserError
-from sd_erase.flags import CONCEPT, FLAGS, Checked, FilePath, flags_of, given_names, resolve_config, section, settings, type_of
+from sd_erase.flags import (
+    COMMON,
+    CONCEPT,
+    FLAGS,
+    Checked,
+    FilePath,
+    given_names,
+    options,
+    resolve_config,
+    section,
+    settings,
+    type_of,
+)
 from sd_erase.folders import Busy, lasting
 from sd_erase.interrupts import Terminated, as_interrupts
 from sd_erase.rundir import RunDir, write_text_atomic
@@ -32,6 +44,11 @@ STARTING = {
 }
 # the sections that only later commands read
 LATER = {"harvest": tuple(SECTIONS)[1:], "train": tuple(SECTIONS)[2:]}
+# what decides how an audit draws
+AUDITED = tuple(
+    f"generate.{name}"
+    for name in ("prompts", "steps", "guidance", "height", "width", "negative_prompt", "scheduler", "batch_size")
+)
 SIDES = Rule(choices=("classes", "captions"))
 EXACT = click.option("--exact", is_flag=True, help=FLAGS["exact"].help)
 
@@ -838,7 +855,7 @@ def sweep_command(
 
 @main.command("names")
 @click.argument("concepts", nargs=-1, metavar="CONCEPT...")
-@flags_of("concept_file", "kind", "exact", "anchor", "base", "device")
+@options("concept_file", "kind", "exact", "anchor", "base", "device")
 @click.option("--config", "config_file", type=FilePath(), metavar="FILE", help="YAML settings; flags override them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def names_command(as_json: bool, **flags: Any) -> None:
@@ -856,6 +873,53 @@ def names_command(as_json: bool, **flags: Any) -> None:
         echo_json(told)
     else:
         echo("\n".join(map(one_line, names.render(told).split("\n"))))
+
+
+@main.command("audit")
+@click.argument("source", type=FilePath(), metavar="RUN-OR-FILE")
+@click.option(
+    "--quick", "share", flag_value="quick", help="Fewer images and shorter searches: a first look, in about two minutes."
+)
+@click.option("--full", "share", flag_value="full", help="Four times the images and longer searches.")
+@click.option(
+    "--probe", "probes", multiple=True, metavar="NAME", help=f"Carry out this alone: {', '.join(catalog.PROBES)}; repeatable."
+)
+@click.option("--output", type=FilePath(), metavar="FOLDER", help="Where it goes; by default outputs/audit-NAME.")
+@options(*CONCEPT, *AUDITED, *section("evaluate"), *COMMON)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def audit_command(
+    source: Path, share: str | None, probes: tuple[str, ...], output: Path | None, as_json: bool, **flags: Any
+) -> None:
+    """Say whether a concept is really gone, what was not tried, and what broke: one report card.
+
+    RUN-OR-FILE is a run, a file that `export` wrote, or anybody's erased diffusers folder, its denoiser included. --concept and --base say
+    what the source does not. An interrupted audit goes on where it was.
+
+    \b
+    Example:
+      sd-erase audit outputs/bicycle-pocket-0001
+      sd-erase audit bicycle-sd15-text_encoder-vit-l-fp16.safetensors --quick
+      sd-erase audit someones-pipeline --concept "van gogh" --base sd14 --detector my-detector.yaml
+    """
+    from sd_erase.audit.card import render
+    from sd_erase.audit.job import Asked, audit, default_folder
+    from sd_erase.progress import RichProgress
+
+    folder = output or default_folder(source)
+    config = resolve_config({**flags, "config_file": None})
+    asked = Asked(config, "base" in given_names(flags), share or "default", probes)
+    with contextlib.redirect_stdout(sys.stderr):  # the libraries' own messages
+        result = audit(source, folder, asked, RichProgress())
+    warn(result)
+    if result["again"]:
+        say_all_was_there(folder)
+    if as_json:
+        echo_json({"output": str(folder / "audit.md"), **result})
+        return
+    echo(render(result))
+    echo(one_line(folder / "audit.md"))
+    if result["prompt_file"]:
+        echo(one_line(folder / result["prompt_file"]))
 
 
 @main.command("inspect")

@@ -210,7 +210,7 @@ def _help(dotted: str) -> str:
     return FLAGS[dotted].help + (f"  [{'; '.join(filter(None, shown))}]" if any(shown) else "")
 
 
-def flags_of(*names: str, rename: Mapping[str, str] | None = None) -> Callable[[Any], Any]:
+def options(*names: str, rename: Mapping[str, str] | None = None) -> Callable[[Any], Any]:
     """Options for the named settings, all None unless given."""
 
     def decorate(command: Any) -> Any:
@@ -232,10 +232,10 @@ def flags_of(*names: str, rename: Mapping[str, str] | None = None) -> Callable[[
 
 
 def settings(*names: str, rename: Mapping[str, str] | None = None) -> Callable[[Any], Any]:
-    """Options for the named settings, all None unless given, and the ones that every command on a run has."""
+    """Options for the named settings, all None unless given, and the ones that every command has."""
 
     def decorate(command: Any) -> Any:
-        command = flags_of(*names, *COMMON, rename=rename)(command)
+        command = options(*names, *COMMON, rename=rename)(command)
         for option in (
             click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
             click.option("--config", "config_file", type=FilePath(), metavar="FILE", help="YAML settings; flags override them."),

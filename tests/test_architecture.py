@@ -60,8 +60,8 @@ FOUNDATION = {
 }
 # a stage may import itself and what stands before it; stages of one row do not know each other
 ORDER = [
-    {"blip"}, {"clip"}, {"captions"}, {"pairs"}, {"asked"}, {"erasure"}, {"pipeline"}, {"images"}, {"detection"}, {"metrics"}, {"audit", "evaluation"},
-    {"report", "export", "attacks", "probes"}, {"preflight"}, {"stages"}, {"comparison_recipe"}, {"demo", "comparison", "reproduce"}, {"flags"}, {"cli"}, {"__main__"},
+    {"blip"}, {"clip"}, {"captions"}, {"pairs"}, {"asked"}, {"erasure"}, {"pipeline"}, {"images"}, {"detection"}, {"metrics"}, {"evaluation"},
+    {"report", "export", "attacks", "probes"}, {"audit"}, {"preflight"}, {"stages"}, {"comparison_recipe"}, {"demo", "comparison", "reproduce"}, {"flags"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "ultralytics", "PIL", "matplotlib", "pandas", "numpy", "accelerate"}
@@ -142,6 +142,7 @@ def test_nothing_unpickles_loads_leniently_or_prints_past_the_terminals_guard(pa
         *catalog.DETECTORS.items(),
         *catalog.EXPORTS.items(),
         *catalog.EXPERIMENTS.items(),
+        *catalog.PROBES.items(),
     ],
 )
 def test_every_row_of_the_catalog_resolves(row: tuple[str, str]) -> None:

@@ -51,6 +51,18 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, float(2 * tail / 2**n)) if n else 1.0
 
 
+def fisher(successes: int, n: int, other_successes: int, other_n: int) -> float:
+    """One-sided p-value that a share is no higher than another one, of two independent samples (Fisher's exact test, 1935).
+
+    Args:
+        successes, n: of the share that may be higher.
+        other_successes, other_n: of the one that it is compared with.
+    """
+    hits = successes + other_successes
+    ways = sum(math.comb(n, k) * math.comb(other_n, hits - k) for k in range(successes, min(n, hits) + 1))
+    return ways / math.comb(n + other_n, hits)
+
+
 @dataclass(frozen=True)
 class ImagePair:
     """What was asked for and found in one image of the original and, where there is one, of the erased model.
