@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from sd_erase import bases, catalog, chain, resources
+from sd_erase import bases, catalog, chain, parallel, resources
 from sd_erase.clip import Towers, choose_anchor, choose_neighbours, load_towers, save_clip, save_text_encoder
 from sd_erase.concepts import Concept, read_concepts
 from sd_erase.config import RunConfig, TrainConfig, to_dict
@@ -103,6 +103,8 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
         stamp = fingerprint(inputs, read, accelerator.mixed_precision)
         trainer = training.of(towers, accelerator, concepts, anchors, stamp)
         warnings |= dict.fromkeys(trainer.data.warnings)
+        if not parallel.is_main():
+            continue
         metadata = {
             "sd_erase.concept": ", ".join(concept.name for concept in concepts),
             "sd_erase.anchor": json.dumps(anchors, ensure_ascii=False),
@@ -123,6 +125,8 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "precision": accelerator.mixed_precision,
             "samples_per_second": round(trainer.samples_per_second, 1),
         }
+    if not parallel.is_main():
+        return {}
     _drop_others(run, base)
     manifest = run.complete(
         "train",
@@ -214,7 +218,8 @@ class _Training:
                 f"Objective {settings.objective} trains no parameter of {towers.base.name}: pass another --objective."
             )
         cache = run.cache / "image_embeddings.safetensors"
-        data = Batches(self.pairs, towers, settings, seed, cache, self.progress, needs_images=method.needs_images)
+        with parallel.main_first():  # which fills the cache
+            data = Batches(self.pairs, towers, settings, seed, cache, self.progress, needs_images=method.needs_images)
         run.reopen("train")  # not before the input is known to be right: an encoder that is done must not be lost to a wrong flag
         solves = method.solves and not settings.lora_rank  # a LoRA must hold the whole change
         if solves:
@@ -232,7 +237,8 @@ class _Training:
                 f"No step{of} validated better than the start ({trainer.best_loss:.3g} against {trainer.first_loss:.3g}): the training "
                 f"diverged or was too short; pass a smaller --learning-rate (now {settings.learning_rate:g}) or more --steps."
             )
-        run.lora(name).unlink(missing_ok=True)  # an earlier training's
+        if parallel.is_main():
+            run.lora(name).unlink(missing_ok=True)  # an earlier training's
         if settings.lora_rank:
             low_rank.save_and_merge(towers, run.lora(name), settings.lora_rank)
         return trainer
