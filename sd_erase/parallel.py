@@ -97,10 +97,15 @@ def together() -> Iterator[None]:
     try:
         yield
         barrier()
-        distributed.destroy_process_group()  # after an error the end of the process does it: a partner may be waiting
-    finally:
-        if not distributed.is_initialized():
-            _group.store, _group.size, _group.rank = None, 1, 0
+    except BaseException as error:
+        if not isinstance(error, Lost):
+            with contextlib.suppress(RuntimeError):
+                _group.store.set("said", "soon")  # before the others notice that this one is gone
+        if backend == "gloo":  # a card's group would wait for the others
+            distributed.destroy_process_group()
+        raise
+    distributed.destroy_process_group()
+    _group.store, _group.size, _group.rank = None, 1, 0
 
 
 def one_sentence(error: BaseException) -> str:
@@ -178,7 +183,6 @@ def first_to_say(sentence: str) -> bool:
     if _group.store is None:
         return True
     try:
-        _group.store.set("said", "something")
         return bool(_group.store.add(f"said {sentence}", 1) == 1)
     except RuntimeError:  # the process that kept the store is gone
         return True
@@ -232,7 +236,8 @@ def refuse_too_many(processes: int, kind: str) -> None:
         most, what = (cores(), "core") if kind == "cpu" else (1, f"{kind} device")
     if processes > most:
         have = f"{most} {what}{'' if most == 1 else 's'}"
-        raise UserError(f"{processes} processes are asked for and this machine has {have} for them: pass --processes {most}.")
+        remedy = f"--processes {most}" if most else "--device cpu"
+        raise UserError(f"{processes} processes are asked for and this machine has {have} for them: pass {remedy}.")
 
 
 def cores() -> int:
