@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import formats
+from sd_erase import formats, parallel
 from sd_erase.folders import replacing
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]], optimizer: Any, step: int) -> None:
-    """Write named groups of tensors, `optimizer`'s state and `step` to `path`, atomically.
+    """Write named groups of tensors, `optimizer`'s state and `step` to `path`, atomically; of several processes, the main one does.
 
     Args:
         groups: for example {"model": model.state_dict(), "average": averages}.
@@ -24,6 +24,8 @@ def save_checkpoint(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]
     import torch
     from safetensors.torch import save_file
 
+    if not parallel.is_main():
+        return
     tensors = {f"{group}/{key}": value for group, values in groups.items() for key, value in values.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{part}": value for part, value in state.items()}

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sd_erase import __version__, catalog, quiet, schema
+from sd_erase import __version__, catalog, parallel, quiet, schema
 from sd_erase.config import SECTIONS, RunConfig
 from sd_erase.errors import UserError
 from sd_erase.flags import (
@@ -26,6 +28,7 @@ from sd_erase.flags import (
     resolve_config,
     section,
     settings,
+    spelling,
     type_of,
 )
 from sd_erase.folders import Busy, lasting
@@ -35,6 +38,7 @@ from sd_erase.schema import Rule
 from sd_erase.terminal import echo, echo_json, excepthook, one_line, rendered
 
 PROMPTS = Rule(low=1, high=100_000)
+PROCESSES = Rule(low=1, high=1024)
 POINTS = Rule(low=1, high=100_000)
 # the stages that a command does which begins a run, by its last one
 STARTING = {
@@ -81,10 +85,11 @@ class Commands(click.Group):
 
     command_class = Once
 
-    def main(self, *args: Any, **options: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
         sys.excepthook = excepthook
         quiet.process()
-        return super().main(*args, **options)
+        given = list(sys.argv[1:] if args is None else args)
+        return super().main(given, *others, obj=given, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -95,9 +100,16 @@ class Commands(click.Group):
             error.ctx = error.ctx or ctx  # of a flag with a value; then click names the help
             raise
         except KeyboardInterrupt as interrupt:
-            echo("\nInterrupted; run the same command again to resume.", err=True)
+            if not parallel.is_explained() and parallel.first_to_say("interrupted"):
+                echo("\nInterrupted; run the same command again to resume.", err=True)
             raise click.exceptions.Exit(interrupt.exit_code if isinstance(interrupt, Terminated) else 130) from None
+        except parallel.Lost as error:
+            if parallel.is_ours() or parallel.is_explained():
+                raise click.exceptions.Exit(parallel.ENDED if parallel.is_ours() else Failure.exit_code) from error
+            raise Failure(str(error)) from error
         except UserError as error:
+            if not parallel.first_to_say(str(error)):
+                raise click.exceptions.Exit(Failure.exit_code) from error
             raise Failure(str(error)) from error
         except OSError as error:
             sentence = explain_os_error(error)
@@ -304,9 +316,13 @@ def perform(
 ) -> None:
     """Run `stages` one after the other, then `more`, and print the last one's result; `store`: keep the settings in the run."""
     from sd_erase.progress import RichProgress
-    from sd_erase.stages import output_of, run_stage
+    from sd_erase.stages import assist, output_of, run_stage
 
     result: dict[str, Any] = {}
+    if not parallel.is_main():
+        for stage in stages:
+            assist(stage, config, run)
+        return
     with working_on(config, run, store):
         for stage in stages:
             result = run_stage(stage, config, run, RichProgress())
@@ -324,6 +340,38 @@ def perform(
         echo(one_line(output))
         if "prompts_file" in further:
             echo(one_line(further["prompts_file"]))
+
+
+def by_processes(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command be done by several processes: those that --processes starts, or that another launcher started."""
+
+    @click.option(
+        "--processes",
+        type=Checked(int, PROCESSES),
+        metavar="N",
+        help="Work in N processes, each on a graphics card (or some cores) of its own.  [1 to 1024; default: 1]",
+    )
+    @functools.wraps(command)
+    def run(processes: int | None, **given: Any) -> None:
+        context = click.get_current_context()
+        if processes is not None and not parallel.is_ours():
+            from sd_erase import launch
+
+            if "WORLD_SIZE" in os.environ:
+                raise UserError("--processes is for a command that no other launcher starts: leave it out, or the launcher.")
+            if processes > 1:
+                context.exit(launch.launch(processes, context.find_root().obj, given["device"] or "auto"))
+        with parallel.together():
+            file = given["config_file"]
+            text = "" if file is None or not file.is_file() else file.read_text(encoding="utf-8", errors="replace")
+            flags = {
+                spelling(name.replace("__", ".")) if name.replace("__", ".") in FLAGS else name: value
+                for name, value in given.items()
+            }
+            parallel.refuse_differences({**flags, "--config": text, "the version": __version__})
+            command(**given)
+
+    return run
 
 
 def say_nothing_was_done(run: RunDir, begins: bool) -> None:
@@ -495,6 +543,7 @@ def harvest(as_json: bool, write_prompts: Path | None, prompts_count: int, force
     "--no-robust", "train__objective", flag_value="sd", help="Short for --objective sd: without an adversary, in less time."
 )
 @click.option("--new", is_flag=True, help="Begin another run, even where one with these settings is finished.")
+@by_processes
 @settings(*CONCEPT, *section("train"), *section("harvest"))
 def train(as_json: bool, **flags: Any) -> None:
     """Train an erased text encoder; harvests first where the run has no pairs.
@@ -507,10 +556,11 @@ def train(as_json: bool, **flags: Any) -> None:
       sd-erase train --concept "cell phone" --fast
       sd-erase train --concept "van gogh" --data synthetic
     """
-    perform(("harvest", "train"), *begin(flags, "train"), as_json)
+    perform(("harvest", "train"), *parallel.agreed(lambda: begin(flags, "train")), as_json)
 
 
 @main.command()
+@by_processes
 @settings(*section("generate"))
 def generate(as_json: bool, **flags: Any) -> None:
     """Draw images with the original and the erased encoder from the same seeds and noise.
@@ -520,10 +570,11 @@ def generate(as_json: bool, **flags: Any) -> None:
       sd-erase generate --prompts bicycle --images-per-prompt 4
       sd-erase generate --prompts prompts/apple.txt --prompts my-prompts.txt --steps 30
     """
-    perform(("generate",), *resume(flags, "generate"), as_json)
+    perform(("generate",), *parallel.agreed(lambda: resume(flags, "generate")), as_json)
 
 
 @main.command()
+@by_processes
 @settings(*section("evaluate"))
 def evaluate(as_json: bool, **flags: Any) -> None:
     """Count how often a detector finds the concept, and all else that the prompts name.
@@ -533,10 +584,11 @@ def evaluate(as_json: bool, **flags: Any) -> None:
       sd-erase evaluate
       sd-erase evaluate --detector yolov5su --confidence 0.4 --json
     """
-    perform(("evaluate",), *resume(flags, "evaluate"), as_json)
+    perform(("evaluate",), *parallel.agreed(lambda: resume(flags, "evaluate")), as_json)
 
 
 @main.command()
+@by_processes
 @settings(*section("attack"), *section("evaluate"))
 def attack(as_json: bool, **flags: Any) -> None:
     """Search words that bring the concept back when they stand before a prompt, and count how often they do.
@@ -546,7 +598,7 @@ def attack(as_json: bool, **flags: Any) -> None:
       sd-erase attack --prompts bicycle
       sd-erase attack --prompts my-prompts.txt --tokens 5 --steps 100
     """
-    perform(("attack",), *resume(flags, "attack"), as_json)
+    perform(("attack",), *parallel.agreed(lambda: resume(flags, "attack")), as_json)
 
 
 @main.command()

@@ -83,9 +83,15 @@ def encode(text: Any, ids: torch.Tensor, layers: Sequence[int]) -> tuple[list[to
     Returns:
         One [batch, positions, width] tensor a layer, and the pooled state [batch, width] before the projection.
     """
-    output = text(input_ids=ids, output_hidden_states=True)
-    states = [output.last_hidden_state if layer == -1 else output.hidden_states[layer] for layer in layers]
-    return states, output.pooler_output
+    from sd_erase import sharding
+
+    def compute(ids: torch.Tensor) -> list[torch.Tensor]:
+        output = text(input_ids=ids, output_hidden_states=True)
+        states = [output.last_hidden_state if layer == -1 else output.hidden_states[layer] for layer in layers]
+        return [*states, output.pooler_output]
+
+    *states, pooled = sharding.by_rows(compute, ids)
+    return states, pooled
 
 
 def save_text_encoder(text: Any, folder: Path, metadata: dict[str, str], projection: Any | None = None) -> None:
@@ -265,7 +271,10 @@ def image_embeddings(clip: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Normalised image embeddings [batch, projection] of pixels [batch, 3, height, width]."""
     import torch
 
-    return torch.nn.functional.normalize(clip.visual_projection(clip.vision_model(pixel_values=pixels).pooler_output), dim=-1)
+    from sd_erase import sharding
+
+    (pooled,) = sharding.by_rows(lambda rows: [clip.vision_model(pixel_values=rows).pooler_output], pixels)
+    return torch.nn.functional.normalize(clip.visual_projection(pooled), dim=-1)
 
 
 def read_pixels(processor: Any, paths: Sequence[str]) -> torch.Tensor:

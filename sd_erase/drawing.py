@@ -97,8 +97,28 @@ class Batches:
             start += len(batch)
 
 
+SMALL = 128 * 128  # pixels of an image of which a processor computes several at once
+FILLED = 16  # how many: from 16 on its matrix products are the same with one thread and with several
+
+
 def _draw(pipeline: Any, jobs: Sequence[Job], settings: Settings) -> list[Any]:
-    """The images of one batch, as PIL images."""
+    """The images of one batch, as PIL images.
+
+    A processor computes always as many at once, the last one repeated where there are fewer: other shapes are other matrix products,
+    which round otherwise, and an image shall depend on its prompt and seed alone.
+    """
+    if pipeline.device.type != "cpu":
+        return _together(pipeline, jobs, settings)
+    size = FILLED if settings.height * settings.width <= SMALL else 1
+    images: list[Any] = []
+    for start in range(0, len(jobs), size):
+        some = jobs[start : start + size]
+        images += _together(pipeline, [*some, *[some[-1]] * (size - len(some))], settings)[: len(some)]
+    return images
+
+
+def _together(pipeline: Any, jobs: Sequence[Job], settings: Settings) -> list[Any]:
+    """The images of jobs in one call of the pipeline."""
     import torch
 
     generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]

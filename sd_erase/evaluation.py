@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, chain, digests, forms, jsonfile, markdown, provenance, resources
+from sd_erase import bases, chain, digests, forms, jsonfile, markdown, parallel, provenance, resources
 from sd_erase.concepts import Concept, all_cards, read_concepts
 from sd_erase.config import RunConfig
 from sd_erase.detection import BATCH_SIZE, Detection, Detector, load_detector
@@ -58,15 +58,19 @@ def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -
     inputs = fingerprint(read["images"], [concept.to_dict() for concept in concepts], decides(detector))
     if run.is_complete("evaluate", inputs) and links.holds("evaluate"):
         return {**(run.read_manifest("evaluate") or {}), **stored(run)}
-    run.reopen("evaluate")
+    if parallel.is_main():
+        run.reopen("evaluate")
     found: dict[str, list[list[Detection]]] = {}
     pictures: dict[str, list[Picture]] = {}
     for side in SIDES:
         if not all(row.get(side) for row in index):
-            (run.detections / f"{side}.jsonl").unlink(missing_ok=True)  # of images that were drawn before
+            if parallel.is_main():
+                (run.detections / f"{side}.jsonl").unlink(missing_ok=True)  # of images that were drawn before
             continue
         paths = [run.images / row[side] for row in index]
         found[side], pictures[side] = detect_files(detector, paths, f"{side} detections", progress)
+        if not parallel.is_main():
+            continue
         rows = (
             {
                 "image": row[side],
@@ -77,6 +81,8 @@ def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -
             for row, one in zip(index, found[side], strict=True)
         )
         write_jsonl_atomic(run.detections / f"{side}.jsonl", rows)
+    if not parallel.is_main():
+        return {}
     told = [number for number in range(len(index)) if not any(each[number].flat for each in pictures.values())]
     if not told:
         raise UserError(
@@ -269,7 +275,7 @@ def _identical(
 def detect_files(
     detector: Detector, paths: Sequence[Path], description: str, progress: Progress
 ) -> tuple[list[list[Detection]], list[Picture]]:
-    """The detections of image files, and what the files show.
+    """The detections of image files, and what the files show; several processes look at a share each, and all get all.
 
     Raises:
         UserError: an image is missing or damaged.
@@ -278,10 +284,11 @@ def detect_files(
 
     found: list[list[Detection]] = []
     pictures: list[Picture] = []
+    own = parallel.share(paths, BATCH_SIZE)
     with progress(description, len(paths)) as task:
-        for start in range(0, len(paths), BATCH_SIZE):
+        for start in range(0, len(own), BATCH_SIZE):
             images = []
-            for path in paths[start : start + BATCH_SIZE]:
+            for path in own[start : start + BATCH_SIZE]:
                 try:
                     image = PIL.Image.open(path)
                     image.load()
@@ -291,6 +298,11 @@ def detect_files(
                 pictures.append(Picture.of(image))
             found += detector.detect(images)
             task.advance(len(images))
+        found, pictures = (
+            parallel.in_order(parallel.gathered(found), BATCH_SIZE),
+            parallel.in_order(parallel.gathered(pictures), BATCH_SIZE),
+        )
+        task.advance(len(paths) - len(own))
     return found, pictures
 
 

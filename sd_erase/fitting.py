@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sd_erase import sharding
 from sd_erase.checkpoint import load_checkpoint, save_checkpoint
 
 Groups = Mapping[str, Mapping[str, torch.Tensor]]  # of a checkpoint's tensors, by what they belong to
@@ -73,9 +74,11 @@ class Fit:
     def _descend(self, loss: torch.Tensor, optimizer: Any) -> None:
         if self.accelerator is None:
             loss.backward()
+            sharding.average_gradients(self.trained)
             torch.nn.utils.clip_grad_norm_(self.trained, self.norm)
         else:
             self.accelerator.backward(loss)
+            sharding.average_gradients(self.trained)
             self.accelerator.clip_grad_norm_(self.trained, self.norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

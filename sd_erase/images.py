@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sd_erase import bases, chain, digests, resources
+from sd_erase import bases, chain, digests, parallel, resources
 from sd_erase.asked import prompt_files
 from sd_erase.catalog import SCHEDULERS
 from sd_erase.config import RunConfig
@@ -88,6 +88,8 @@ def generate_pairs(
             text = {"encoder": role, "scheduler": scheduler_name, **about.get(role, {})}
             with progress(f"{role} images", len(jobs)) as task:
                 drawn += _draw_missing(pipeline, jobs, folder / role, settings, stamps.get(role, ""), text, batches, task.advance)
+    if not parallel.is_main():
+        return {}
     rows = [
         {
             "prompt_index": job.prompt_index,
@@ -151,7 +153,7 @@ def _draw_missing(
     for name in ("seed", "images_per_prompt", "batch_size"):  # no pixel depends on these beyond the image's own seed
         del look[name]
     stamp_of = {job: fingerprint(stamp, look, job.prompt, job.seed) if stamp else "" for job in jobs}
-    missing = [job for job in jobs if not is_drawn(folder / job.file_name, stamp_of[job])]
+    missing = parallel.agreed(lambda: [job for job in jobs if not is_drawn(folder / job.file_name, stamp_of[job])])
     if settings.clip_skip:
         _enable_clip_skip(pipeline.text_encoder)
     text = text | {
@@ -161,11 +163,14 @@ def _draw_missing(
         "clip_skip": str(settings.clip_skip),
     }
     advance(len(jobs) - len(missing))
-    for batch, images in batches.draw(pipeline, missing, settings):
+    mine = parallel.share(missing, min(batches.size, -(-len(missing) // parallel.size()) or 1))
+    for batch, images in batches.draw(pipeline, mine, settings):
         for job, image in zip(batch, images, strict=True):
             own = {"prompt": job.prompt, "seed": str(job.seed), "inputs": stamp_of[job]}
             save_png(image, folder / job.file_name, {key: value for key, value in (text | own).items() if value})
         advance(len(batch))
+    parallel.barrier()
+    advance(len(missing) - len(mine))
     return len(missing)
 
 
@@ -300,7 +305,7 @@ def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *
     base = bases.resolve(config.base)
     bases.check_draws(base)
     settings = Settings.of(config, base)
-    wanted, made = prompt_files(config, run)
+    wanted, made = parallel.agreed(lambda: prompt_files(config, run))
     prompts, files, notes = read_prompt_files(wanted)
     device = resources.device(config.device)
     dtype = precision(base, device)
@@ -328,8 +333,11 @@ def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *
         encoder = fingerprint(read["encoder"])
         stamps["erased"] = fingerprint(stamps["original"], encoder)
         about["erased"] = {"encoder": f"erased: {', '.join(config.concepts)} ({run.name}, {encoder})", "base": base.name}
-    run.reopen("generate")  # not before the models are there: a wrong base must not cost the images that are done
+    if parallel.is_main():
+        run.reopen("generate")  # not before the models are there: a wrong base must not cost the images that are done
     result = generate_pairs(original, erased, prompts, run.images, settings, stamps=stamps, about=about, progress=progress)
+    if not parallel.is_main():
+        return {}
     manifest = run.complete(
         "generate",
         inputs(read),

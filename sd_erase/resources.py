@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sd_erase import parallel
 from sd_erase.errors import UserError, no_file
 
 PACKAGE = Path(__file__).parent
@@ -53,10 +54,10 @@ def is_special(path: str | Path) -> bool:
 
 
 def device(name: str) -> Any:
-    """The `torch.device` of a configuration's device name.
+    """The `torch.device` of a configuration's device name; of several processes each has a card of its own.
 
     Raises:
-        UserError: the name is unknown or this machine has no such device.
+        UserError: the name is unknown, this machine has no such device, or it has fewer than processes.
     """
     import torch
 
@@ -69,6 +70,12 @@ def device(name: str) -> Any:
     missing_cuda = chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()
     if missing_cuda or (chosen.type == "mps" and not torch.backends.mps.is_available()):
         raise UserError(f"Device {name!r} is not available on this machine: pass --device cpu or --device auto.")
+    parallel.check_devices(chosen.type)
+    if parallel.size() > 1 and chosen.type == "cuda":
+        if ":" in name:
+            raise UserError(f"Device {name!r} is one card and {parallel.size()} processes want one each: pass --device cuda.")
+        chosen = torch.device("cuda", parallel.local()[0])
+        torch.cuda.set_device(chosen)
     return chosen
 
 

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sd_erase import catalog
+from sd_erase import catalog, parallel
 from sd_erase.config import RunConfig, dump
+from sd_erase.errors import UserError
+from sd_erase.progress import NoProgress
 from sd_erase.provenance import recorded
 from sd_erase.rundir import RunDir, write_text_atomic
 
@@ -37,9 +39,30 @@ def run_stage(stage: str, config: RunConfig, run: RunDir, progress: Any = None) 
     """Run one stage and return its result; ``export`` goes to the row of `catalog.EXPORTS` that the settings name."""
     # the libraries' own messages belong on stderr: stdout holds the result only
     with writing(config, run), recorded(run, stage, config), contextlib.redirect_stdout(sys.stderr):
+        parallel.barrier()  # see `assist`
         if stage == "export":
             return catalog.resolve(catalog.EXPORTS, config.export.to, "Export format")(config, run, progress)
         return catalog.resolve(STAGES, stage, "Stage")(config, run, progress)
+
+
+TOGETHER = ("train", "generate", "evaluate", "attack")  # the stages that several processes can do
+
+
+def assist(stage: str, config: RunConfig, run: RunDir) -> None:
+    """Do this process's share of a stage that the main process runs by `run_stage`; of a stage that is done alone, wait.
+
+    Raises:
+        UserError: the run lies where this process does not see it.
+    """
+    parallel.barrier()
+    if not run.config.is_file():
+        raise UserError(
+            f"Process {parallel.rank()} of {parallel.size()} sees no run {run}: pass --output-root with a folder on a disk that all "
+            "machines share."
+        )
+    if stage in TOGETHER:
+        with contextlib.redirect_stdout(sys.stderr):
+            catalog.resolve(STAGES, stage, "Stage")(config, run, NoProgress())
 
 
 def output_of(stage: str, run: RunDir, result: dict[str, Any]) -> Path:

@@ -100,12 +100,13 @@ def test_pairs_are_written_with_index_metadata_and_contact_sheet(tiny: tuple[Any
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a"])
 def test_an_image_does_not_depend_on_its_batch(tiny: tuple[Any, Any], tmp_path: Path, scheduler: str) -> None:
-    for size in (1, 6):
+    for size in (1, 4, 6):
         settings = Settings(**{**vars(QUICK), "batch_size": size, "scheduler": scheduler})
         generate_pairs(tiny[0], None, PROMPTS, tmp_path / str(size), settings)
     for row in read_jsonl(tmp_path / "1" / "index.jsonl"):
         assert row["erased"] is None
-        assert abs(pixels(tmp_path / "1" / row["original"]) - pixels(tmp_path / "6" / row["original"])).max() <= 1
+        for size in ("4", "6"):
+            assert (pixels(tmp_path / "1" / row["original"]) == pixels(tmp_path / size / row["original"])).all()
 
 
 def test_the_same_encoder_gives_the_same_images(tiny: tuple[Any, Any], tmp_path: Path) -> None:
@@ -150,7 +151,8 @@ def test_clip_skip_reads_the_layer_before_the_last(tiny: tuple[Any, Any], tmp_pa
         noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
         expected = pipe(prompt_embeds=states, negative_prompt="", num_inference_steps=3, guidance_scale=3.0, latents=noise,
                         height=64, width=64).images[0]  # fmt: skip
-    assert (pixels(tmp_path / "original" / "0000-seed5.png") == numpy.asarray(expected).astype(int)).all()
+    # an image alone is another matrix product than one among sixteen
+    assert abs(pixels(tmp_path / "original" / "0000-seed5.png") - numpy.asarray(expected).astype(int)).max() <= 1
 
 
 def test_only_what_is_missing_is_drawn(tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, chain, digests, forms, jsonfile, markdown, resources
+from sd_erase import bases, chain, digests, forms, jsonfile, markdown, parallel, resources
 from sd_erase.asked import prompt_files
 from sd_erase.attacks.prefix import encode_images, random_prefixes, search
 from sd_erase.concepts import read_concepts
@@ -137,18 +137,24 @@ def measure(
     searched = (attack.tokens, attack.steps, attack.candidates)
     inputs = fingerprint(stamp, shown, settings.seed, searched, digests.of_sources("attacks/prefix"))
     file = folder / "prefix.jsonl"
-    stored = [row for row in (read_jsonl(file) if file.is_file() else ()) if row["inputs"] == inputs and _is_sealed(row)]
+    kept = parallel.agreed(lambda: list(read_jsonl(file)) if file.is_file() else [])
+    stored = [row for row in kept if row["inputs"] == inputs and _is_sealed(row)]
     rows = {number: row for number, (row, prompt) in enumerate(zip(stored, prompts, strict=False)) if row["prompt"] == prompt}
     left = [number for number in range(len(prompts)) if number not in rows]
-    for start in range(0, len(left), GROUP):
-        group = left[start : start + GROUP]
-        began = time.perf_counter()
-        found = search(pipeline, [prompts[number] for number in group], latents[group], attack, settings.seed, progress)
-        seconds = round((time.perf_counter() - began) / len(group), 2)
-        for number, one in zip(group, found, strict=True):
-            row = {**dataclasses.asdict(one), "seconds": seconds, "inputs": inputs}
-            rows[number] = {**row, "seal": _seal(row)}
-        write_jsonl_atomic(file, rows.values())
+    groups = [left[start : start + GROUP] for start in range(0, len(left), GROUP)]
+    for start in range(0, len(groups), parallel.size()):
+        searched_now: list[tuple[int, dict[str, Any]]] = []
+        for group in parallel.share(groups[start : start + parallel.size()]):
+            began = time.perf_counter()
+            found = search(pipeline, [prompts[number] for number in group], latents[group], attack, settings.seed, progress)
+            seconds = round((time.perf_counter() - began) / len(group), 2)
+            for number, one in zip(group, found, strict=True):
+                row = {**dataclasses.asdict(one), "seconds": seconds, "inputs": inputs}
+                searched_now.append((number, {**row, "seal": _seal(row)}))
+        for share_of_one in parallel.gathered(searched_now):
+            rows |= dict(share_of_one)
+        if parallel.is_main():
+            write_jsonl_atomic(file, rows.values())
     chosen = [rows[number] for number in range(len(prompts))]
     words = random_prefixes(pipeline, prompts, attack.tokens, settings.seed)
     prefixes = {"none": [""] * len(prompts), "random": words, "search": [row["prefix"] for row in chosen]}
@@ -161,7 +167,8 @@ def measure(
         for number, row in enumerate(chosen):
             own = slice(number * attack.images_per_prompt, (number + 1) * attack.images_per_prompt)
             row["found"][arm], row["flat"][arm] = seen[own], flat[own]
-    write_jsonl_atomic(file, chosen)
+    if parallel.is_main():
+        write_jsonl_atomic(file, chosen)
     return chosen
 
 
@@ -231,7 +238,7 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
             f"Base {base.name} reads two text encoders, and the search changes words for one: pass an SD 1.x or 2.x base."
         )
     settings = Settings.of(config, base)
-    files, made = (config.attack.prompts, []) if config.attack.prompts else prompt_files(config, run)
+    files, made = (config.attack.prompts, []) if config.attack.prompts else parallel.agreed(lambda: prompt_files(config, run))
     given, read_files, notes = read_prompt_files(files)
     notes = made + notes
     listed = list(dict.fromkeys(prompt.text for prompt in given))
@@ -262,7 +269,8 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     read = chain.Chain(run, config, progress).reads("attack")  # only now does a hub's model surely lie here
     known, erased_stamp, inputs = stamps(read)
     read["attack prompts"] = chain.prompts(files)
-    run.reopen("attack")
+    if parallel.is_main():
+        run.reopen("attack")
     shown = references(original, named, run.attacks / "original", settings, detector, labels, stamp=known, progress=progress)
     latents = torch.stack(list(shown.values()))
     used = {name: getattr(config.attack, name) for name in ("tokens", "steps", "candidates", "images_per_prompt")}
@@ -282,6 +290,8 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
             if not each["images"]["n"]:
                 raise UserError(f"Every image of {ENCODERS[name]} with {ARMS[arm]} is a single colour{OVERFLOWED}.")
         result["seconds"] = max(row["seconds"] for row in rows)
+    if not parallel.is_main():
+        return {}
     result["detector"] = detector.card
     result["prompt_files"], result["warnings"] = read_files, doubts_of_attack(result) + notes
     write_json_atomic(run.report / "attack.json", result)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sd_erase import formats
+from sd_erase import formats, parallel
 from sd_erase.clip import Towers
 from sd_erase.rundir import replacing
 
@@ -40,5 +40,7 @@ def save_and_merge(towers: Towers, path: Path, rank: int) -> None:
     for name, module in layers:
         parent, _, child = name.rpartition(".")
         setattr(towers.text.get_submodule(parent), child, module.get_base_layer())
+    if not parallel.is_main():
+        return
     with replacing(path) as temporary:
         formats.save_tensors(temporary, factors, {"format": "pt", "rank": str(rank), "alpha": str(rank)})

@@ -88,13 +88,19 @@ def replaced(text: Any, rows: Sequence[int], positions: Sequence[int], values: t
     """
     import torch
 
+    from sd_erase import sharding
+
     if values is None or not len(rows):
         yield
         return
 
     def hook(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
-        where = tuple(torch.tensor(part, device=output.device) for part in (rows, positions))
-        return output.index_put(where, values.to(output.dtype))
+        first, end = sharding.rows_at_work(len(output))
+        own = [place for place, row in enumerate(rows) if first <= row < end]  # all of them, where no other process has some
+        chosen = ([rows[place] - first for place in own], [positions[place] for place in own])
+        where = tuple(torch.tensor(part, dtype=torch.long, device=output.device) for part in chosen)
+        there = sharding.copied(values)
+        return output.index_put(where, (there if len(own) == len(rows) else there[own]).to(output.dtype))
 
     handle = embedding(text).register_forward_hook(hook)
     try:
@@ -118,10 +124,14 @@ def find(towers: Towers, captions: Sequence[str], spans: Sequence[Sequence[int]]
     Returns:
         [n, TOKENS, width]: those of `COUNT` starts that came `CLOSE`, at least a quarter of them (the closest).
     """
+    from sd_erase import sharding
+
     device = towers.frozen_text.device
     key = fingerprint(towers.stamp, towers.layers, captions, spans, seed, str(device))
     if key not in _FOUND:
-        _FOUND[key] = _search(towers, captions, spans, seed).cpu()
+        # in whole by every process of a training: which of them come close is a choice that another rounding could change
+        with sharding.sharing(False):
+            _FOUND[key] = _search(towers, captions, spans, seed).cpu()
     return _FOUND[key].to(device, copy=True)
 
 

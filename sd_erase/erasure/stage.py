@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from sd_erase import bases, catalog, chain, resources
+from sd_erase import bases, catalog, chain, parallel, resources
 from sd_erase.clip import Towers, choose_anchor, choose_neighbours, load_towers, save_clip, save_text_encoder
 from sd_erase.concepts import Concept, read_concepts
 from sd_erase.concepts.matching import Matcher
@@ -105,6 +105,8 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
         stamp = fingerprint(inputs, read, accelerator.mixed_precision)
         trainer = training.of(towers, accelerator, concepts, anchors, stamp)
         warnings |= dict.fromkeys(trainer.data.warnings)
+        if not parallel.is_main():
+            continue
         metadata = {
             "sd_erase.concept": ", ".join(concept.name for concept in concepts),
             "sd_erase.anchor": json.dumps(anchors, ensure_ascii=False),
@@ -125,6 +127,8 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "precision": accelerator.mixed_precision,
             "samples_per_second": round(trainer.samples_per_second, 1),
         }
+    if not parallel.is_main():
+        return {}
     _drop_others(run, base)
     manifest = run.complete(
         "train",
@@ -219,7 +223,8 @@ class _Training:
             )
         cache = run.cache / "image_embeddings.safetensors"
         pairs = without_names(self.pairs, [names.named(concept, found) for concept, found in _found(method, concepts)])
-        data = Batches(pairs, towers, settings, seed, cache, self.progress, needs_images=method.needs_images)
+        with parallel.main_first():  # which fills the cache
+            data = Batches(pairs, towers, settings, seed, cache, self.progress, needs_images=method.needs_images)
         run.reopen("train")  # not before the input is known to be right: an encoder that is done must not be lost to a wrong flag
         solves = method.solves and not settings.lora_rank  # a LoRA must hold the whole change
         if solves:
@@ -242,7 +247,8 @@ class _Training:
             told, warning = _told(towers, concept, anchors[concept.name], found)
             self.named[name][concept.name] = told
             data.warnings += warning
-        run.lora(name).unlink(missing_ok=True)  # an earlier training's
+        if parallel.is_main():
+            run.lora(name).unlink(missing_ok=True)  # an earlier training's
         if settings.lora_rank:
             low_rank.save_and_merge(towers, run.lora(name), settings.lora_rank)
         return trainer

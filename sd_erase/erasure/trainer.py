@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
+from sd_erase import parallel, sharding
 from sd_erase.checkpoint import load_checkpoint, save_checkpoint
 from sd_erase.clip import Towers
 from sd_erase.config import TrainConfig
@@ -27,6 +28,7 @@ from sd_erase.rundir import read_jsonl, write_jsonl_atomic, write_text_atomic
 VALIDATION_BATCHES = 4
 WARMUP_SHARE = 0.05
 GRADIENT_NORM = 1.0
+DRIFT = 1e-3  # relative difference of the losses that several processes may have, whose weights are the same
 
 
 @dataclass
@@ -111,7 +113,8 @@ class Trainer:
         with progress(f"training ({settings.objective})", settings.steps) as task:
             task.advance(start)
             if not start:
-                self._validated(0)
+                with sharding.sharing():
+                    self._validated(0)
             self.first_loss = self.rows[0]["loss"]
 
             def loss_of(step: int) -> torch.Tensor:
@@ -132,7 +135,8 @@ class Trainer:
                     self._settle()
                 task.advance()
 
-            fit.run(start, settings.steps, loss_of, after, self._validated)
+            with sharding.sharing():
+                fit.run(start, settings.steps, loss_of, after, self._validated)
 
     def _row(self, step: int, split: str, terms: dict[str, float], loss: float, rate: float) -> dict[str, Any]:
         return {
@@ -174,7 +178,14 @@ class Trainer:
         """The record of the steps so far with a validation behind it, written."""
         self._settle()
         self.rows.append(self._validate(done))
-        write_jsonl_atomic(self.metrics, self.rows)
+        losses = parallel.gathered(self.rows[-1]["loss"])
+        if max(losses) - min(losses) > DRIFT * abs(max(losses)):
+            raise UserError(
+                f"After {done} steps the processes no longer compute the same losses ({min(losses):.6g} to {max(losses):.6g}): use devices "
+                "of one kind, or train with one process."
+            )
+        if parallel.is_main():
+            write_jsonl_atomic(self.metrics, self.rows)
 
     def _validate(self, step: int) -> dict[str, Any]:
         """Mean terms over fixed validation batches; keeps the best state. The original itself is never kept."""
@@ -196,21 +207,25 @@ class Trainer:
         """The step to go on from, with the record so far; files of other inputs, or damaged ones, are dropped."""
         stamp = self.checkpoints / "inputs.txt"
         files = (self._last, self._best, stamp, self.metrics)
-        if all(path.is_file() for path in files) and stamp.read_text(encoding="utf-8") == self.inputs:
+        if parallel.agreed(lambda: all(path.is_file() for path in files) and stamp.read_text(encoding="utf-8") == self.inputs):
             with contextlib.suppress(KeyError, ValueError, RuntimeError):
                 start = fit.resume()
+                parallel.refuse_differences({"the steps of the last checkpoint": start})
                 self.rows = [row for row in read_jsonl(self.metrics, finite=False) if row["step"] <= start]
                 for row in self.rows:
                     if row["split"] == "validation" and (row["step"] or self.solved) and row["loss"] < self.best_loss:
                         self.best_loss, self.best_step, self.best_terms = row["loss"], row["step"], row["terms"]
                 return start
         self.best_loss, self.best_step, self.best_terms = math.inf, 0, {}
-        self._last.unlink(missing_ok=True)
-        self._best.unlink(missing_ok=True)
-        write_text_atomic(stamp, self.inputs)
+        parallel.barrier()  # a damaged file is one in every process, and gone only when all have seen it
+        if parallel.is_main():
+            self._last.unlink(missing_ok=True)
+            self._best.unlink(missing_ok=True)
+            write_text_atomic(stamp, self.inputs)
         return 0
 
     def restore_best(self) -> None:
         """Load the state that validated best."""
+        parallel.barrier()
         _, groups = load_checkpoint(self._best, torch.optim.SGD(self.trained))
         self._load_state(groups["trained"])
