@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sd_erase import bases
+from sd_erase import bases, resources
 from sd_erase.cli import main
 from sd_erase.clip import load_towers
 from sd_erase.concepts import Concept, concept_named
@@ -74,7 +74,7 @@ def test_an_encoder_that_still_reads_a_word_is_told(towers: Any) -> None:
 
 
 def test_a_cheap_search_asks_a_wide_encoder_for_no_vocabulary(towers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "WIDE", 64)
+    monkeypatch.setattr(resources, "WIDE", 64)
     found = names.find(towers, Concept(name="cat", words=("cat",)), "thing", cheap=True)
     assert not found.of("vocabulary", "parts") and "catt" in found.of("misspelling")
 

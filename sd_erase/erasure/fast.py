@@ -40,7 +40,7 @@ class ClosedForm(StableDiffusionErasure):
             for pair in forget
             for _ in range(VARIANTS)
         ]
-        kept = [(pair.caption, 1.0) for pair in retain]
+        kept = [(self.retained(pair.caption, rng), 1.0) for pair in retain]
         # few captions that must not drown among the many
         kept += [(caption, max(1.0, 0.1 * len(retain) / len(self.protected))) for caption in self.protected]
         kept.append(("", 0.05 * len(retain) + 1.0))

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, resources
+from sd_erase import bases, resources, sharding
 from sd_erase.clip import choose_anchor, choose_neighbours, encode, load_towers
 from sd_erase.concepts import Concept, load_concepts
 from sd_erase.concepts.typos import misspellings
 from sd_erase.erasure.pseudo_words import embedding, vocabulary
+from sd_erase.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ STILL = (
 BESIDE = 0.5  # images, .69 in 2, .90 in 8), where it is not further aside: all nouns go some of each other's ways
 PARTS = 48  # first and last parts of which words are made, and of each source the most that are kept
 AT_ONCE = 256  # captions
-WIDE = 512  # numbers of a state, from which a processor takes minutes for the vocabulary
+KEPT = 2  # lists of words whose states are kept for the next concept
 SOURCES = {
     "vocabulary": "words that the card lacks",
     "parts": "words of two tokens",
@@ -105,9 +106,11 @@ class Names:
 
 
 _FOUND: dict[tuple[Any, ...], Names] = {}  # of this process: the stage and the objective ask for the same ones
+# by encoder, template and words: of a full vocabulary they take minutes on a processor, and every concept asks for the same ones
+_SCREENED: dict[tuple[Any, ...], torch.Tensor] = {}
 
 
-def find(towers: Towers, concept: Concept, anchor: str, *, cheap: bool = False) -> Names:
+def find(towers: Towers, concept: Concept, anchor: str, *, cheap: bool = False, progress: Progress | None = None) -> Names:
     """The words that the frozen encoder of `towers` reads as `concept`.
 
     Args:
@@ -115,15 +118,19 @@ def find(towers: Towers, concept: Concept, anchor: str, *, cheap: bool = False) 
         concept: what is to be erased; words of its ``spared`` senses and its ``neighbours`` are never its names.
         anchor: what stands in its place ("" counts as "thing").
         cheap: where the search would take minutes (a wide encoder on a processor) only the card's words are measured, and misspelt.
+        progress: told of the words of the vocabulary.
     """
-    searches = not cheap or towers.frozen_text.device.type != "cpu" or towers.frozen_text.config.hidden_size < WIDE
+    device, width = towers.frozen_text.device, towers.frozen_text.config.hidden_size
+    searches = not cheap or device.type != "cpu" or width < resources.WIDE
     key = (towers.stamp, towers.layers, concept, anchor, searches)
     if key not in _FOUND:
-        _FOUND[key] = _search(towers, concept, anchor, searches)
+        # in whole by every process of a training: which words are accepted is a choice that another rounding could change
+        with sharding.sharing(False):
+            _FOUND[key] = _search(towers, concept, anchor, searches, progress or NoProgress())
     return _FOUND[key]
 
 
-def _search(towers: Towers, concept: Concept, anchor: str, whole_vocabulary: bool) -> Names:
+def _search(towers: Towers, concept: Concept, anchor: str, whole_vocabulary: bool, progress: Progress) -> Names:
     way = Way(towers, concept, anchor)
     card = tuple(way.measured(concept.phrases, "card"))
     kept = {*concept.neighbours, *concept.spared, anchor}
@@ -141,11 +148,12 @@ def _search(towers: Towers, concept: Concept, anchor: str, whole_vocabulary: boo
     if whole_vocabulary:
         table = embedding(towers.frozen_text).weight
         texts = [towers.tokenizer.decode([token]).strip() for token in vocabulary(towers.tokenizer, table)]
-        whole = way.promising(texts, "vocabulary")
+        screened = way.screened(texts, "vocabulary", progress)
+        whole = way.measured([name.text for name in screened if name.along >= KNOWN], "vocabulary")
         words = set(fresh([name.text for name in whole]))
         found = accepted([name for name in whole if name.text in words])
-        made = fresh(_of_two_parts(way.measured(first_parts(towers.tokenizer, table), "parts", templates=1), whole))
-        found += _nearest(accepted(way.promising(made, "parts")))
+        made = fresh(_of_two_parts(way.screened(first_parts(towers.tokenizer, table), "parts", progress), whole))
+        found += _nearest(accepted(way.measured(made, "parts")))
     names = [name.text for name in (*card, *found) if name.source != "parts" and name.along >= KNOWN]
     wrong = fresh(misspellings(names, random.Random(concept.name)), {name.text for name in found})
     found += _nearest(accepted(way.measured(wrong, "misspelling")))
@@ -168,7 +176,9 @@ class Way:
         self._start, goal = (self._states([word], towers.frozen_text) for word in (anchor or "thing", concept.name))
         self._way = goal - self._start  # [1, templates, layers, width]
 
-    def _states(self, words: Sequence[str], text: Any, most: int | None = None) -> torch.Tensor:
+    def _states(
+        self, words: Sequence[str], text: Any, most: int | None = None, advance: Callable[[int], None] | None = None
+    ) -> torch.Tensor:
         """End-of-text states [words, templates, layers, width] in the first `most` templates; the mask is causal, so no padding is needed."""
         import torch
 
@@ -178,32 +188,46 @@ class Way:
         parts = []
         with torch.no_grad():
             for start in range(0, len(captions), AT_ONCE):
-                ids = self.towers.tokens([captions[number] for number in order[start : start + AT_ONCE]])
+                some = [captions[number] for number in order[start : start + AT_ONCE]]
+                ids = self.towers.tokens(some)
                 ids = ids[:, : self.towers.end_of(ids, 0)]
                 ends = (ids == self.towers.tokenizer.eos_token_id).int().argmax(1)
                 rows = torch.arange(len(ids), device=ids.device)
-                parts.append(torch.stack([state[rows, ends] for state in encode(text, ids, self.towers.layers)[0]], 1))
+                parts.append(torch.stack([state[rows, ends] for state in encode(text, ids, self.towers.layers)[0]], 1).float())
+                if advance is not None:
+                    advance(len(some))
         found = torch.cat(parts)
         back = torch.empty_like(found)
         back[torch.tensor(order, device=found.device)] = found
         return back.unflatten(0, (len(words), len(templates)))
 
-    def measured(self, words: Sequence[str], source: str, text: Any | None = None, templates: int | None = None) -> list[Name]:
+    def measured(self, words: Sequence[str], source: str, text: Any | None = None) -> list[Name]:
         """Each of `words` on the way: the mean over the layers, each by its own length.
 
         Args:
             words: words or phrases.
             source: see `Name`.
             text: the encoder that reads them; None is the frozen one.
-            templates: in how many of the templates they are read; None is all.
         """
         if not words:
             return []
-        return self._names(words, source, self._states(words, self.towers.frozen_text if text is None else text, templates))
+        return self._names(words, source, self._states(words, self.towers.frozen_text if text is None else text))
 
-    def promising(self, words: Sequence[str], source: str) -> list[Name]:
-        """Those of `words` that go `KNOWN` of the way in one template, measured in all: most words of a vocabulary go nowhere."""
-        return self.measured([name.text for name in self.measured(words, source, templates=1) if name.along >= KNOWN], source)
+    def screened(self, words: Sequence[str], source: str, progress: Progress) -> list[Name]:
+        """Each of `words` in one template, in bfloat16 where that is faster: most words of a vocabulary go nowhere."""
+        import torch
+
+        towers = self.towers
+        device, width = towers.frozen_text.device, towers.frozen_text.config.hidden_size
+        key = (towers.stamp, towers.layers, self.templates[0], tuple(words))
+        if key not in _SCREENED:
+            halved = resources.precision("auto", device, width) == "bf16"
+            with progress("the base's own words", len(words)) as task, torch.autocast("cpu", torch.bfloat16, enabled=halved):
+                states = self._states(words, towers.frozen_text, 1, task.advance)
+            while len(_SCREENED) >= KEPT:
+                del _SCREENED[next(iter(_SCREENED))]
+            _SCREENED[key] = states
+        return self._names(words, source, _SCREENED[key]) if words else []
 
     def _names(self, words: Sequence[str], source: str, states: torch.Tensor) -> list[Name]:
         templates = states.shape[1]
@@ -244,7 +268,8 @@ def named(concept: Concept, names: Names) -> Concept:
 
 def still_read(towers: Towers, concept: Concept, anchor: str, words: Sequence[str]) -> list[Name]:
     """Those of `words` that the student of `towers` still reads as `concept`, the worst first; see `STILL`."""
-    read = Way(towers, concept, anchor).measured(words, "held out", towers.text)
+    with sharding.sharing(False):
+        read = Way(towers, concept, anchor).measured(words, "held out", towers.text)
     return sorted((name for name in read if name.along > STILL and name.aside < BESIDE), key=lambda name: -name.along)
 
 

@@ -152,6 +152,7 @@ class StableDiffusionErasure(Stateless):
 
     needs_images = False  # the paper's terms join in where the CLIP partner is at hand
     only_matrices = True
+    asks_names = True  # of the base: what it reads as the concept
     solves = False
     default_steps = 300
     default_learning_rate = 4e-3

@@ -208,6 +208,9 @@ class _Training:
         """
         settings, run, name, seed = self.settings, self.run, towers.encoder.name, self.config.seed
         method: Method = catalog.resolve(catalog.METHODS, settings.objective, "Objective")()
+        if getattr(method, "asks_names", False):
+            for concept in concepts:  # once, with progress: the objective asks again
+                names.find(towers, concept, anchors[concept.name], cheap=method.solves, progress=self.progress)
         trained = method.prepare(towers, concepts, anchors, settings.towers == "both")
         if settings.lora_rank:
             if settings.towers == "both":
