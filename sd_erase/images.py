@@ -161,11 +161,12 @@ def _draw_missing(
         "clip_skip": str(settings.clip_skip),
     }
     advance(len(jobs) - len(missing))
-    for batch, images in batches.draw(pipeline, missing, settings):
-        for job, image in zip(batch, images, strict=True):
-            own = {"prompt": job.prompt, "seed": str(job.seed), "inputs": stamp_of[job]}
-            save_png(image, folder / job.file_name, {key: value for key, value in (text | own).items() if value})
-        advance(len(batch))
+
+    def save(job: Job, image: Any) -> None:
+        own = {"prompt": job.prompt, "seed": str(job.seed), "inputs": stamp_of[job]}
+        save_png(image, folder / job.file_name, {key: value for key, value in (text | own).items() if value})
+
+    batches.write(pipeline, missing, settings, save, advance)
     return len(missing)
 
 

@@ -73,9 +73,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     draw = drawing._draw
 
-    def count(pipeline: Any, jobs: Any, settings: Settings) -> Any:
+    def count(pipeline: Any, jobs: Any, *rest: Any) -> Any:
         sizes.append(len(jobs))
-        return draw(pipeline, jobs, settings)
+        return draw(pipeline, jobs, *rest)
 
     monkeypatch.setattr(drawing, "_draw", count)
     return sizes
@@ -171,10 +171,13 @@ def test_only_what_is_missing_is_drawn(tiny: tuple[Any, Any], tmp_path: Path, mo
 def test_an_interruption_leaves_whole_images(tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = drawing._draw
 
-    def stop(pipeline: Any, jobs: Any, settings: Settings) -> Any:
-        if list((tmp_path / "original").glob("*.png")):
+    begun: list[int] = []
+
+    def stop(pipeline: Any, jobs: Any, *rest: Any) -> Any:
+        begun.append(len(jobs))
+        if len(begun) == 2:
             raise KeyboardInterrupt
-        return draw(pipeline, jobs, settings)
+        return draw(pipeline, jobs, *rest)
 
     monkeypatch.setattr(drawing, "_draw", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -188,11 +191,11 @@ def test_full_memory_halves_the_batch(tiny: tuple[Any, Any], tmp_path: Path, mon
     sizes: list[int] = []
     draw = drawing._draw
 
-    def small(pipeline: Any, jobs: Any, settings: Settings) -> Any:
+    def small(pipeline: Any, jobs: Any, *rest: Any) -> Any:
         sizes.append(len(jobs))
         if len(jobs) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return draw(pipeline, jobs, settings)
+        return draw(pipeline, jobs, *rest)
 
     monkeypatch.setattr(drawing, "_draw", small)
     result = generate_pairs(*tiny, PROMPTS, tmp_path, Settings(**{**vars(QUICK), "batch_size": 6}))
@@ -203,6 +206,59 @@ def test_full_memory_halves_the_batch(tiny: tuple[Any, Any], tmp_path: Path, mon
     monkeypatch.setattr(drawing, "_draw", lambda *_: (_ for _ in ()).throw(RuntimeError("a true mistake")))
     with pytest.raises(RuntimeError, match="a true mistake"):
         generate_pairs(tiny[0], None, PROMPTS, tmp_path / "none", QUICK)
+
+
+def test_a_prompt_is_encoded_once_and_alone_for_all_of_its_seeds(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    encoded: list[tuple[int, ...]] = []
+    hook = tiny[0].text_encoder.register_forward_hook(lambda module, given, output: encoded.append(output[0].shape))
+    settings = Settings(**{**vars(QUICK), "images_per_prompt": 3, "batch_size": 2, "steps": 1})
+    generate_pairs(tiny[0], None, PROMPTS, tmp_path, settings)
+    hook.remove()
+    assert encoded == [(1, 77, 16)] * 4  # three prompts and the empty one, in five batches
+
+
+def test_keys_and_values_of_the_text_are_computed_once_and_change_nothing(
+    tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet = tiny[0].unet
+    layers = [m.to_k for m in unet.modules() if type(m).__name__ == "Attention" and m.is_cross_attention]
+    counts: list[int] = []
+    linear = torch.nn.functional.linear
+
+    def multiply(states: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+        counts.extend(1 for layer in layers if weight is layer.weight)
+        return linear(states, weight, *rest)
+
+    states, more = torch.randn(2, 77, 16), torch.randn(2, 77, 16)
+    noise = [torch.randn(2, 4, 16, 16) for _ in range(3)]
+    with torch.no_grad():
+        expected = [unet(one, 500, states).sample for one in noise]
+        monkeypatch.setattr(torch.nn.functional, "linear", multiply)
+        with drawing.kept_keys(unet):
+            found = [unet(one, 500, states).sample for one in noise]
+            other = unet(noise[0], 500, more).sample
+        monkeypatch.undo()
+        assert all(torch.equal(one, same) for one, same in zip(found, expected, strict=True))
+        assert torch.equal(other, unet(noise[0], 500, more).sample)  # other states are read, not the first ones
+    assert len(counts) == 2 * len(layers)  # once for each of the two states, in four calls
+    assert not any("forward" in layer.__dict__ for layer in layers)
+
+
+def test_a_failure_to_save_is_told_and_costs_no_other_image(
+    tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = images.save_png
+
+    def full(image: Any, path: Path, text: dict[str, str]) -> None:
+        if path.name == "0000-seed6.png":
+            raise OSError("No space left on device")
+        save(image, path, text)
+
+    monkeypatch.setattr(images, "save_png", full)
+    with pytest.raises(OSError, match="No space left"):
+        generate_pairs(tiny[0], None, PROMPTS, tmp_path, QUICK, stamps=STAMPS)
+    assert not (tmp_path / "index.jsonl").exists() and not list(tmp_path.rglob(".*"))
+    assert len(list((tmp_path / "original").glob("*.png"))) >= 3
 
 
 def test_long_prompts_are_named_with_the_words_that_are_cut(tiny: tuple[Any, Any]) -> None:
