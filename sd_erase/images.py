@@ -164,11 +164,12 @@ def _draw_missing(
     }
     advance(len(jobs) - len(missing))
     mine = parallel.share(missing, min(batches.size, -(-len(missing) // parallel.size()) or 1))
-    for batch, images in batches.draw(pipeline, mine, settings):
-        for job, image in zip(batch, images, strict=True):
-            own = {"prompt": job.prompt, "seed": str(job.seed), "inputs": stamp_of[job]}
-            save_png(image, folder / job.file_name, {key: value for key, value in (text | own).items() if value})
-        advance(len(batch))
+
+    def save(job: Job, image: Any) -> None:
+        own = {"prompt": job.prompt, "seed": str(job.seed), "inputs": stamp_of[job]}
+        save_png(image, folder / job.file_name, {key: value for key, value in (text | own).items() if value})
+
+    batches.write(pipeline, mine, settings, save, advance)
     parallel.barrier()
     advance(len(missing) - len(mine))
     return len(missing)

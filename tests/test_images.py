@@ -73,9 +73,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     draw = drawing._draw
 
-    def count(pipeline: Any, jobs: Any, settings: Settings) -> Any:
+    def count(pipeline: Any, jobs: Any, *rest: Any) -> Any:
         sizes.append(len(jobs))
-        return draw(pipeline, jobs, settings)
+        return draw(pipeline, jobs, *rest)
 
     monkeypatch.setattr(drawing, "_draw", count)
     return sizes
@@ -99,14 +99,19 @@ def test_pairs_are_written_with_index_metadata_and_contact_sheet(tiny: tuple[Any
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler_a"])
-def test_an_image_does_not_depend_on_its_batch(tiny: tuple[Any, Any], tmp_path: Path, scheduler: str) -> None:
-    for size in (1, 4, 6):
-        settings = Settings(**{**vars(QUICK), "batch_size": size, "scheduler": scheduler})
-        generate_pairs(tiny[0], None, PROMPTS, tmp_path / str(size), settings)
+def test_an_image_depends_neither_on_its_batch_nor_on_the_threads(tiny: tuple[Any, Any], tmp_path: Path, scheduler: str) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for size, count in ((1, 1), (4, 2), (6, 1)):
+            torch.set_num_threads(count)
+            settings = Settings(**{**vars(QUICK), "batch_size": size, "scheduler": scheduler})
+            generate_pairs(tiny[0], None, PROMPTS, tmp_path / str(size), settings)
+    finally:
+        torch.set_num_threads(threads)
     for row in read_jsonl(tmp_path / "1" / "index.jsonl"):
         assert row["erased"] is None
-        for size in ("4", "6"):
-            assert (pixels(tmp_path / "1" / row["original"]) == pixels(tmp_path / size / row["original"])).all()
+        for other in ("4", "6"):
+            assert (pixels(tmp_path / "1" / row["original"]) == pixels(tmp_path / other / row["original"])).all()
 
 
 def test_the_same_encoder_gives_the_same_images(tiny: tuple[Any, Any], tmp_path: Path) -> None:
@@ -173,10 +178,13 @@ def test_only_what_is_missing_is_drawn(tiny: tuple[Any, Any], tmp_path: Path, mo
 def test_an_interruption_leaves_whole_images(tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = drawing._draw
 
-    def stop(pipeline: Any, jobs: Any, settings: Settings) -> Any:
-        if list((tmp_path / "original").glob("*.png")):
+    begun: list[int] = []
+
+    def stop(pipeline: Any, jobs: Any, *rest: Any) -> Any:
+        begun.append(len(jobs))
+        if len(begun) == 2:
             raise KeyboardInterrupt
-        return draw(pipeline, jobs, settings)
+        return draw(pipeline, jobs, *rest)
 
     monkeypatch.setattr(drawing, "_draw", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -190,11 +198,11 @@ def test_full_memory_halves_the_batch(tiny: tuple[Any, Any], tmp_path: Path, mon
     sizes: list[int] = []
     draw = drawing._draw
 
-    def small(pipeline: Any, jobs: Any, settings: Settings) -> Any:
+    def small(pipeline: Any, jobs: Any, *rest: Any) -> Any:
         sizes.append(len(jobs))
         if len(jobs) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return draw(pipeline, jobs, settings)
+        return draw(pipeline, jobs, *rest)
 
     monkeypatch.setattr(drawing, "_draw", small)
     result = generate_pairs(*tiny, PROMPTS, tmp_path, Settings(**{**vars(QUICK), "batch_size": 6}))
@@ -205,6 +213,59 @@ def test_full_memory_halves_the_batch(tiny: tuple[Any, Any], tmp_path: Path, mon
     monkeypatch.setattr(drawing, "_draw", lambda *_: (_ for _ in ()).throw(RuntimeError("a true mistake")))
     with pytest.raises(RuntimeError, match="a true mistake"):
         generate_pairs(tiny[0], None, PROMPTS, tmp_path / "none", QUICK)
+
+
+def test_a_prompt_is_encoded_once_and_alone_for_all_of_its_seeds(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    encoded: list[tuple[int, ...]] = []
+    hook = tiny[0].text_encoder.register_forward_hook(lambda module, given, output: encoded.append(output[0].shape))
+    settings = Settings(**{**vars(QUICK), "images_per_prompt": 3, "batch_size": 2, "steps": 1})
+    generate_pairs(tiny[0], None, PROMPTS, tmp_path, settings)
+    hook.remove()
+    assert encoded == [(1, 77, 16)] * 4  # three prompts and the empty one, in five batches
+
+
+def test_keys_and_values_of_the_text_are_computed_once_and_change_nothing(
+    tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet = tiny[0].unet
+    layers = [m.to_k for m in unet.modules() if type(m).__name__ == "Attention" and m.is_cross_attention]
+    counts: list[int] = []
+    linear = torch.nn.functional.linear
+
+    def multiply(states: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+        counts.extend(1 for layer in layers if weight is layer.weight)
+        return linear(states, weight, *rest)
+
+    states, more = torch.randn(2, 77, 16), torch.randn(2, 77, 16)
+    noise = [torch.randn(2, 4, 16, 16) for _ in range(3)]
+    with torch.no_grad():
+        expected = [unet(one, 500, states).sample for one in noise]
+        monkeypatch.setattr(torch.nn.functional, "linear", multiply)
+        with drawing.kept_keys(unet):
+            found = [unet(one, 500, states).sample for one in noise]
+            other = unet(noise[0], 500, more).sample
+        monkeypatch.undo()
+        assert all(torch.equal(one, same) for one, same in zip(found, expected, strict=True))
+        assert torch.equal(other, unet(noise[0], 500, more).sample)  # other states are read, not the first ones
+    assert len(counts) == 2 * len(layers)  # once for each of the two states, in four calls
+    assert not any("forward" in layer.__dict__ for layer in layers)
+
+
+def test_a_failure_to_save_is_told_and_costs_no_other_image(
+    tiny: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = images.save_png
+
+    def full(image: Any, path: Path, text: dict[str, str]) -> None:
+        if path.name == "0000-seed6.png":
+            raise OSError("No space left on device")
+        save(image, path, text)
+
+    monkeypatch.setattr(images, "save_png", full)
+    with pytest.raises(OSError, match="No space left"):
+        generate_pairs(tiny[0], None, PROMPTS, tmp_path, QUICK, stamps=STAMPS)
+    assert not (tmp_path / "index.jsonl").exists() and not list(tmp_path.rglob(".*"))
+    assert len(list((tmp_path / "original").glob("*.png"))) >= 3
 
 
 def test_long_prompts_are_named_with_the_words_that_are_cut(tiny: tuple[Any, Any]) -> None:

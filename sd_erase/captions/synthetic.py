@@ -289,9 +289,10 @@ def draw(
         task.advance(len(captions) - len(jobs))
         if jobs:
             pipeline = load_pipeline(base, precision(base, device)).to(device)
-            for batch, images in Batches(settings.batch_size).draw(pipeline, jobs, settings):
-                for job, image in zip(batch, images, strict=True):
-                    about = {"prompt": job.prompt, "seed": str(job.seed), "encoder": "original", "inputs": stamps[job]}
-                    save_png(image, target / job.file_name, about)
-                task.advance(len(batch))
+
+            def save(job: Job, image: Any) -> None:
+                about = {"prompt": job.prompt, "seed": str(job.seed), "encoder": "original", "inputs": stamps[job]}
+                save_png(image, target / job.file_name, about)
+
+            Batches(settings.batch_size).write(pipeline, jobs, settings, save, task.advance)
     return {key: str(path) for key, path in paths.items()}
