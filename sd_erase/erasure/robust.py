@@ -45,8 +45,8 @@ SPARED = 0.3  # of that way, which words before a caption may say: all words go 
 class RobustErasure(StableDiffusionErasure):
     """The term ``adversarial`` beside those of `StableDiffusionErasure`."""
 
-    default_steps = 300
-    default_weights = StableDiffusionErasure.default_weights | {"adversarial": 15.0}
+    default_steps = 450
+    default_weights = StableDiffusionErasure.default_weights | {"adversarial": 5.0}
 
     def prepare(self, towers: Towers, concepts: list[Concept], anchors: dict[str, str], both_towers: bool) -> list[Any]:
         """Begin with random prefixes and unmoved pseudo-words."""
