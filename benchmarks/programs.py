@@ -92,6 +92,22 @@ def _paper(place: Place) -> tuple[Program, Program]:
     return Program("ours", ours), Program("the paper's loop", paper)  # which reads the pairs that ours left
 
 
+def _edit(script: str, *given: str) -> Callable[[Place], tuple[Program, Program]]:
+    """`train --fast` against another edit of the same base, whole commands."""
+
+    def prepare(place: Place) -> tuple[Program, Program]:
+        base = place.base("sd1")
+        paths = [str(place.matrices())] if script == "uce" else []
+        command = [sys.executable, str(Path(__file__).parent / f"{script}.py"), str(base), *paths, "bicycle", *given]
+        ours = ["--concept", "bicycle", "--fast", "--data", "synthetic", "--base", str(base)]
+        return (
+            Program("ours", lambda: place.trained(ROOT, *ours)),
+            Program(script.upper(), lambda: timed(command, ROOT, place.work())),
+        )
+
+    return prepare
+
+
 BENCHMARKS = {
     "pocket-default": Benchmark(
         f"the default on the pocket model, whole command, against {COMMIT}",
@@ -127,4 +143,8 @@ BENCHMARKS = {
     "hundred": Benchmark("100 concepts by `--fast` on ViT-L/14, against one", 5.0, _hundred),
     "paper": Benchmark("seconds a pair of the paper's objective on ViT-L/14, against the paper's loop", 0.05, _paper),
     "drawing": Benchmark("images of the pocket model by both encoders, against a plain loop of diffusers", 0.5, _drawing),
+    "uce": Benchmark(
+        "`train --fast` on ViT-L/14, whole command, against UCE's solve of SD 1.5's keys and values", 1.0, _edit("uce", "vehicle")
+    ),
+    "hirm": Benchmark("the same, against HiRM's first layer in 50 steps", 1.0, _edit("hirm", "50")),
 }

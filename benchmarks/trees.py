@@ -40,10 +40,14 @@ class Place:
 
     def command(self, tree: Path, *arguments: str) -> Result:
         """`sd-erase` of a tree with these arguments, in a process and a working folder of its own."""
+        return timed([sys.executable, "-m", "sd_erase", *arguments], tree, self.work())
+
+    def work(self) -> Path:
+        """An empty working folder."""
         work = self.folder / "run"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
-        return timed([sys.executable, "-m", "sd_erase", *arguments], tree, work)
+        return work
 
     def trained(self, tree: Path, *arguments: str) -> Result:
         """`sd-erase train` in a run that is made for it."""
@@ -56,6 +60,14 @@ class Place:
             _write_base(family, folder.with_suffix(".begun"))
             folder.with_suffix(".begun").rename(folder)
         return folder
+
+    def matrices(self) -> Path:
+        """A file with random keys' and values' matrices of SD 1.5's sixteen cross-attentions, float32."""
+        path = self.folder / "random-matrices.safetensors"
+        if not path.is_file():
+            _write_matrices(path.with_suffix(".begun"))
+            path.with_suffix(".begun").rename(path)
+        return path
 
     def clip(self) -> Path:
         """A folder with a CLIP ViT-L/14 of random weights, its tokenizer and its image processor."""
@@ -81,6 +93,22 @@ def timed(command: list[str], tree: Path, work: Path) -> Result:
     if status:
         raise RuntimeError(f"{' '.join(command)} failed:\n{(work / 'log').read_text(errors='replace')[-2000:]}")
     return Result(seconds, usage.ru_maxrss / 1024)
+
+
+def _write_matrices(path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    widths = 5 * [320] + 5 * [640] + 6 * [1280]  # of the blocks down, up and in the middle
+    save_file(
+        {
+            f"{number}.{kind}": torch.randn(width, 768) / 768**0.5
+            for number, width in enumerate(widths)
+            for kind in ("to_k", "to_v")
+        },
+        path,
+    )
 
 
 def _write_clip(folder: Path) -> None:
