@@ -52,7 +52,7 @@ def run_alone(*arguments: object) -> Any:
 
 def run_by_two(*arguments: object) -> Any:
     process = command(*arguments, "--processes", 2, "--json")
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     return json.loads(output)
 
@@ -137,7 +137,7 @@ def test_gradients_of_shared_rows_are_those_of_one_process(tmp_path: Path) -> No
     ]
     for process in started:
         process.start()
-    results = sorted(queue.get(timeout=120) for _ in started)
+    results = sorted(queue.get(timeout=900) for _ in started)
     for process in started:
         process.join()
     expected = _descend()
@@ -186,7 +186,7 @@ def test_two_processes_train_as_one_and_a_killed_one_costs_nothing(one: RunDir, 
     while not last.is_file() and process.poll() is None:
         time.sleep(0.02)
     workers(process)[1].send_signal(signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 2 and errors.count("Error:") == 1 and "Traceback" not in errors
     assert "Process 1 of 2 was ended by SIGKILL" in errors and "run the same command again" in errors
     begun = losses(run)
@@ -207,9 +207,7 @@ def test_two_processes_train_every_kind_of_objective_as_one(objective: tuple[str
     for run, train in zip(runs, (run_alone, run_by_two), strict=True):
         train("train", *TRAIN, *objective, "--dataset", f"pocket:{scenes}", "--run", run)
     for found, expected in zip(losses(runs[1]), losses(runs[0]), strict=True):
-        # Muon orthogonalises in bfloat16: from the second step that moves anything on, last bits of the gradient show, here as between
-        # one thread and two (4e-5 of the loss)
-        assert found[:2] == expected[:2] and found[2] == pytest.approx(expected[2], rel=1e-5 if found[0] < 3 else 2e-4)
+        assert found[:2] == expected[:2] and found[2] == pytest.approx(expected[2], rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +292,7 @@ def test_processes_under_another_launcher_are_counted_by_it(monkeypatch: pytest.
 @two_cores
 def test_a_mistake_is_said_once(tmp_path: Path) -> None:
     process = command("train", "--concept", "bycicle", "--device", "cpu", "--processes", 2, "--output-root", tmp_path)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 2 and errors.count("Error:") == 1 and "did you mean bicycle" in errors
     assert not list(tmp_path.iterdir())
 
@@ -307,7 +305,7 @@ def test_processes_with_other_settings_are_refused(tmp_path: Path) -> None:
                 **base, RANK=str(rank))
         for rank in range(2)
     ]  # fmt: skip
-    ended = [process.communicate(timeout=120)[1] for process in started]
+    ended = [process.communicate(timeout=900)[1] for process in started]
     assert [process.returncode for process in started] == [2, 2]
     assert "".join(ended).count("Error:") == 1 and "Process 1" in "".join(ended) and "'4' for --steps" in "".join(ended)
     assert not (tmp_path / "out").exists()
