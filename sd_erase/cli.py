@@ -934,7 +934,12 @@ def names_command(as_json: bool, **flags: Any) -> None:
 )
 @click.option("--full", "share", flag_value="full", help="Four times the images and longer searches.")
 @click.option(
-    "--probe", "probes", multiple=True, metavar="NAME", help=f"Carry out this alone: {', '.join(catalog.PROBES)}; repeatable."
+    "--probe",
+    "probes",
+    multiple=True,
+    type=Checked(str, Rule(choices=tuple(catalog.PROBES))),
+    metavar="NAME",
+    help=f"Carry out this alone: {', '.join(catalog.PROBES)}; repeatable.",
 )
 @click.option("--output", type=FilePath(), metavar="FOLDER", help="Where it goes; by default outputs/audit-NAME.")
 @options(*CONCEPT, *AUDITED, *section("evaluate"), *COMMON)
@@ -955,10 +960,13 @@ def audit_command(
     """
     from sd_erase.audit.card import render
     from sd_erase.audit.job import Asked, audit, default_folder
+    from sd_erase.concepts import load_concepts
     from sd_erase.progress import RichProgress
 
     folder = output or default_folder(source)
     config = resolve_config({**flags, "config_file": None})
+    if config.concepts or config.concept_file:
+        load_concepts(config)  # a slip in a name is said before a file of gigabytes is read
     asked = Asked(config, "base" in given_names(flags), share or "default", probes)
     with contextlib.redirect_stdout(sys.stderr):  # the libraries' own messages
         result = audit(source, folder, asked, RichProgress())

@@ -42,6 +42,7 @@ NEEDS = {
     "sweep": ["--concept", "apple", "--over", "train.steps=1,2"],
     "merge": ["outputs/made", "outputs/made"],
     "inspect": ["made.safetensors"],
+    "audit": ["made.safetensors"],
 }
 BLANK = {dotted.replace(".", "__") for dotted, _, rule in walk(RunConfig) if rule.blank}  # "" says "none", or the default
 

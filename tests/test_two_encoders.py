@@ -85,7 +85,7 @@ def test_both_encoders_learn_and_the_pooled_output_with_the_second(folder: Path,
                     for which, text in (("own", towers.text), ("original", towers.frozen_text))
                 }
     before = (pooled["original"][0] - pooled["original"][1]).norm()
-    assert (pooled["own"][0] - pooled["original"][1]).norm() < 0.8 * before  # "a bicycle" went towards the anchor
+    assert (pooled["own"][0] - pooled["original"][1]).norm() < 0.85 * before  # "a bicycle" went towards the anchor
     assert (pooled["own"][2] - pooled["original"][2]).norm() < 0.5 * before  # "a dog" stayed
 
 

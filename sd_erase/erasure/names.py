@@ -105,6 +105,8 @@ class Names:
         return tuple(name.text for name in self.found if name.source in sources)
 
 
+NONE = Names((), (), 0.0)  # where nobody asked
+
 _FOUND: dict[tuple[Any, ...], Names] = {}  # of this process: the stage and the objective ask for the same ones
 # by encoder, template and words: of a full vocabulary they take minutes on a processor, and every concept asks for the same ones
 _SCREENED: dict[tuple[Any, ...], torch.Tensor] = {}

@@ -168,7 +168,10 @@ class StableDiffusionErasure(Stateless):
             from sd_erase.errors import UserError
 
             raise UserError("Objective sd trains the text tower only: pass --towers text, or --objective paper.")
-        self.names = {concept.name: names.find(towers, concept, anchors[concept.name], cheap=self.solves) for concept in concepts}
+        self.names = {
+            concept.name: names.find(towers, concept, anchors[concept.name], cheap=self.solves) if self.asks_names else names.NONE
+            for concept in concepts
+        }
         concepts = [names.named(concept, self.names[concept.name]) for concept in concepts]
         self.concepts = {concept.name: concept for concept in concepts}
         self.anchors = anchors

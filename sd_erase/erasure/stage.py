@@ -260,7 +260,7 @@ class _Training:
 def _found(method: Method, concepts: list[Concept]) -> list[tuple[Concept, names.Names]]:
     """What the base calls each concept, of an objective that asked for it."""
     found: dict[str, names.Names] = getattr(method, "names", {})
-    return [(concept, found[concept.name]) for concept in concepts if concept.name in found]
+    return [(concept, found[concept.name]) for concept in concepts if found.get(concept.name, names.NONE) is not names.NONE]
 
 
 def without_names(pairs: list[Pair], concepts: list[Concept]) -> list[Pair]:

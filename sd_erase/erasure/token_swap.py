@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 class TokenSwap(StableDiffusionErasure):
     """The tokens of the concept's words, and of its synonyms of one token, get the embedding of the anchor's last token."""
 
+    asks_names = False  # what it fails at is what shows: words that the card lacks
     only_matrices = False  # a step of the other optimizer would be dense over the whole vocabulary
     default_steps = 0
     solves = True
