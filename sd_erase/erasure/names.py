@@ -46,6 +46,7 @@ STILL = (
 BESIDE = 0.5  # images, .69 in 2, .90 in 8), where it is not further aside: all nouns go some of each other's ways
 PARTS = 48  # first and last parts of which words are made, and of each source the most that are kept
 AT_ONCE = 256  # captions
+MOST = 1024  # words that are measured in all templates: the nearest in one
 KEPT = 2  # lists of words whose states are kept for the next concept
 SOURCES = {
     "vocabulary": "words that the card lacks",
@@ -151,7 +152,8 @@ def _search(towers: Towers, concept: Concept, anchor: str, whole_vocabulary: boo
         table = embedding(towers.frozen_text).weight
         texts = [towers.tokenizer.decode([token]).strip() for token in vocabulary(towers.tokenizer, table)]
         screened = way.screened(texts, "vocabulary", progress)
-        whole = way.measured([name.text for name in screened if name.along >= KNOWN], "vocabulary")
+        near = sorted((name for name in screened if name.along >= KNOWN), key=_order)[:MOST]
+        whole = way.measured([name.text for name in near], "vocabulary")
         words = set(fresh([name.text for name in whole]))
         found = accepted([name for name in whole if name.text in words])
         made = fresh(_of_two_parts(way.screened(first_parts(towers.tokenizer, table), "parts", progress), whole))
