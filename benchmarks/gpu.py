@@ -188,17 +188,21 @@ def drawing(folder: Path) -> Iterator[Row]:
 
 
 def main() -> None:
-    """Print the table, row by row."""
+    """Print the table, row by row; exit code 1 where a part failed."""
     click.echo(f"torch {torch.__version__}, {torch.cuda.get_device_name() if DEVICE == 'cuda' else 'CPU, tiny settings'}")
     click.echo("| what | seen |\n| --- | --- |")
+    failed = False
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for part in (lambda: trainings(Place(folder, 0)), captions, lambda: drawing(folder)):
             try:
                 for what, seen in part():
                     click.echo(f"| {what} | {seen} |")
+                    failed |= "failed: " in seen
             except Exception as error:  # the other parts are wanted all the same
                 click.echo(f"| {type(error).__name__} | {str(error)[:300]} |")
+                failed = True
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 High-level Representation Misdirection (ICLR 2026, arXiv:2602.19631) trains CLIP's first layer alone so that what the last layer's
 attention gives for the concept's name comes to lie at one random direction of a fixed length; nothing is retained.
+Written from a public reimplementation's description: the number of steps, the direction's length and the rate are ours.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,27 +56,23 @@ class Place:
 
     def base(self, family: str) -> Path:
         """A diffusers folder with random text encoders of SD 1.x or SDXL, all that a training reads."""
-        folder = self.folder / f"random-{family}"
-        if not folder.is_dir():
-            _write_base(family, folder.with_suffix(".begun"))
-            folder.with_suffix(".begun").rename(folder)
-        return folder
+        return self._made(f"random-{family}", lambda path: _write_base(family, path))
 
     def matrices(self) -> Path:
         """A file with random keys' and values' matrices of SD 1.5's sixteen cross-attentions, float32."""
-        path = self.folder / "random-matrices.safetensors"
-        if not path.is_file():
-            _write_matrices(path.with_suffix(".begun"))
-            path.with_suffix(".begun").rename(path)
-        return path
+        return self._made("random-matrices.safetensors", _write_matrices)
 
     def clip(self) -> Path:
         """A folder with a CLIP ViT-L/14 of random weights, its tokenizer and its image processor."""
-        folder = self.folder / "random-clip"
-        if not folder.is_dir():
-            _write_clip(folder.with_suffix(".begun"))
-            folder.with_suffix(".begun").rename(folder)
-        return folder
+        return self._made("random-clip", _write_clip)
+
+    def _made(self, name: str, write: Callable[[Path], None]) -> Path:
+        """What `write` makes, whole, in a call of this or of an earlier command."""
+        path = self.folder / name
+        if not path.exists():
+            write(path.with_suffix(".begun"))
+            path.with_suffix(".begun").rename(path)
+        return path
 
 
 def timed(command: list[str], tree: Path, work: Path) -> Result:

@@ -1,10 +1,10 @@
-"""`uce.py BASE MATRICES CONCEPT ANCHOR`: UCE as its paper writes it, for one concept, into ``uce.safetensors``.
+"""`uce.py BASE MATRICES CONCEPT ANCHOR`: UCE for one concept, into ``uce.safetensors``.
 
 Unified Concept Editing (Gandikota et al. 2024, arXiv:2308.14761, eq. 7) solves each key and value matrix W of the denoiser's
 cross-attention for what the concept's states should give, and keeps the rest: with columns c of the concept, c* of the anchor and
 c_j of what is retained, W' = (sum W c* c^T + sum W c_j c_j^T + l W) (sum c c^T + sum c_j c_j^T + l I)^-1.
 
-It reads the matrices alone, where a user's script reads the denoiser whole (3.4 GB), and encodes each text once.
+Written from the formula and a public reimplementation's description; l and what is retained are ours. It reads the matrices alone, where a user's script reads the denoiser whole (3.4 GB), and encodes each text once.
 """
 
 from __future__ import annotations

@@ -919,8 +919,9 @@ def names_command(as_json: bool, **flags: Any) -> None:
       sd-erase names bicycle --base my-checkpoint.safetensors --json
     """
     from sd_erase.erasure import names
+    from sd_erase.progress import RichProgress
 
-    told = names.of_base(resolve_config(flags))
+    told = names.of_base(resolve_config(flags), RichProgress())
     if as_json:
         echo_json(told)
     else:

@@ -206,7 +206,7 @@ def _together(pipeline: Any, jobs: Sequence[Job], settings: Settings, states: St
     shape = (1, pipeline.unet.config.in_channels, settings.height // factor, settings.width // factor)
     # always drawn in float32: half-precision draws differ from it
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-    with kept_keys(pipeline.unet), one_time(pipeline.unet):
+    with kept_keys(pipeline.unet):
         return pipeline(
             **states.of([job.prompt for job in jobs]),
             height=settings.height,
@@ -243,23 +243,6 @@ def kept_keys(unet: Any) -> Iterator[None]:
                 del layer.forward
             else:
                 layer.forward = before
-
-
-@contextmanager
-def one_time(unet: Any) -> Iterator[None]:
-    """Let a denoiser embed a step's time once and not for each image of the batch, for all of which it is the same.
-
-    These products alone made an image depend on its batch on a CPU: below 16 rows another kernel rounds otherwise (every other module
-    of the pocket's denoiser gave the same bits for batches of 1 to 32). SDXL's sizes and pooled states are embedded an image.
-    """
-    if unet.config.time_cond_proj_dim is not None or unet.config.class_embeddings_concat:  # which differ from image to image
-        yield
-        return
-    hook = unet.time_embedding.register_forward_pre_hook(lambda module, given: (given[0][:1], *given[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _once(compute: Callable[..., Any]) -> Callable[..., Any]:

@@ -31,6 +31,16 @@ from sd_erase.metrics.rates import ImagePair, detection_rates, surplus, surplus_
 from sd_erase.rundir import RunDir, read_jsonl, write_json_atomic, write_jsonl_atomic
 
 
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few scenes of the pocket world as a data set, to read from."""
+    from sd_erase.captions.pocket import render
+
+    folder = tmp_path_factory.mktemp("scenes")
+    render(folder, scenes=150)
+    return folder
+
+
 def finish(run: RunDir, stage: str, inputs: str, result: dict[str, Any], base: str = "pocket") -> dict[str, Any]:
     """Complete `stage` as the stage does: bound by content to what it read and made."""
     links = chain.Chain(run, RunConfig(base=base))

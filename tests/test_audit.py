@@ -20,6 +20,7 @@ from sd_erase.audit.subject import distance, load_pair, read_subject
 from sd_erase.cli import main
 from sd_erase.clip import save_text_encoder
 from sd_erase.concepts import concept_named
+from sd_erase.concepts.typos import every_error
 from sd_erase.config import EvaluateConfig, GenerateConfig, RunConfig
 from sd_erase.errors import UserError
 from sd_erase.metrics.rates import fisher
@@ -131,10 +132,10 @@ def test_the_verdict_says_what_broke() -> None:
 
 
 def test_errors_of_a_word_are_single_and_reach_short_words() -> None:
-    found = wording.errors_of("dog")
+    found = every_error("dog")
     assert "dogg" in found and "dgo" in found and "dog" not in found
-    assert "teddy baer" in wording.errors_of("teddy bear")
-    assert all(abs(len(form) - len("bicycle")) <= 1 for form in wording.errors_of("bicycle"))
+    assert "teddy baer" in every_error("teddy bear")
+    assert all(abs(len(form) - len("bicycle")) <= 1 for form in every_error("bicycle"))
 
 
 # --- what is audited ------------------------------------------------------------------------------------------------------------

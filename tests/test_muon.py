@@ -15,12 +15,12 @@ def matrices(seed: int) -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
 
 
-@pytest.mark.parametrize(
-    ("most", "wide", "apart"), [(1, 0, 0.01), (2**26, 0, 0.01), (2**26, 512, 0.02)]
-)  # bfloat16 as torch's, float32
-def test_steps_are_those_of_torch_to_rounding(monkeypatch: pytest.MonkeyPatch, most: int, wide: int, apart: float) -> None:
+@pytest.mark.parametrize(("most", "wide"), [(1, 0), (2**26, 0), (2**26, 512)])
+def test_steps_are_those_of_torch_to_rounding(monkeypatch: pytest.MonkeyPatch, most: int, wide: int) -> None:
     monkeypatch.setattr(muon, "MOST", most)
     monkeypatch.setattr(muon, "WIDE", wide)
+    if wide:  # small matrices stay in float32; torch's do then too
+        monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
     ours, theirs = matrices(0), matrices(0)
     before = [matrix.detach().clone() for matrix in ours]
     own = muon.StackedMuon(ours, lr=1e-2, weight_decay=0.1)
@@ -36,7 +36,7 @@ def test_steps_are_those_of_torch_to_rounding(monkeypatch: pytest.MonkeyPatch, m
             torch.testing.assert_close(ours[2].detach(), before[2], rtol=0, atol=0)
     for matrix, same, start in zip(ours, theirs, before, strict=True):
         moved = (same - start).norm()
-        assert moved > 0 and (matrix - same).norm() < apart * moved
+        assert moved > 0 and (matrix - same).norm() < (1e-4 if wide else 0.01) * moved
         torch.testing.assert_close(own.state[matrix]["momentum_buffer"], other.state[same]["momentum_buffer"])
 
 

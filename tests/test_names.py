@@ -13,12 +13,12 @@ import torch
 from click.testing import CliRunner
 
 from sd_erase import bases, resources
-from sd_erase.cli import main
+from sd_erase.cli import main, summary
 from sd_erase.clip import load_towers
 from sd_erase.concepts import Concept, concept_named
 from sd_erase.concepts.typos import misspellings
 from sd_erase.erasure import names
-from sd_erase.erasure.stage import without_names
+from sd_erase.erasure.stage import _told, without_names
 from sd_erase.erasure.wordings import varied
 from sd_erase.erasure.words import Words
 from sd_erase.pairs import Pair
@@ -135,3 +135,11 @@ def test_states_do_not_depend_on_the_captions_beside(towers: Any) -> None:
     together = way.measured(["a very long word of many tokens indeed", "pooch"], "card")[1]
     (alone,) = way.measured(["pooch"], "card")
     assert torch.tensor([together.along, together.aside]) == pytest.approx(torch.tensor([alone.along, alone.aside]), abs=1e-4)
+
+
+def test_a_run_says_what_the_card_lacks_and_which_words_its_encoder_still_reads(towers: Any) -> None:
+    concept = Concept(name="dog", words=("dog",))
+    told, warnings = _told(towers, concept, "object", names.find(towers, concept, "object"))  # the student is the original
+    assert {"pooch", "dogg"} <= set(told["found"]) <= set(told["still_read"]) and told["held_out"]
+    assert len(warnings) == 1 and "still reads" in warnings[0] and "as dog" in warnings[0]
+    assert "names: dog → pooch, dogg" in summary("train", {"names": {"dog": "pooch, dogg"}, "read": {"dog": told}})

@@ -20,7 +20,6 @@ from click.testing import CliRunner
 from PIL import Image
 
 from sd_erase import launch, parallel, sharding
-from sd_erase.captions.pocket import render
 from sd_erase.cli import main
 from sd_erase.clip import encode
 from sd_erase.erasure.losses import retention
@@ -155,13 +154,6 @@ def test_gradients_of_shared_rows_are_those_of_one_process(tmp_path: Path) -> No
 def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     found = psutil.Process(process.pid).children()
     return [child for child in found if "spawn_main" in " ".join(child.cmdline())]
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scenes")
-    render(folder, scenes=150)
-    return folder
 
 
 @pytest.fixture(scope="module")

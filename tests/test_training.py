@@ -33,16 +33,6 @@ PAPER_TERMS = {"forgetting", "retention", "consistency"}
 STATE_TERMS = {"redirect", "preserve", "protect", "empty"}
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small rendering of the pocket world, as Flickr30K has it."""
-    from sd_erase.captions.pocket import render
-
-    folder = tmp_path_factory.mktemp("scenes")
-    render(folder, scenes=150)
-    return folder
-
-
 @pytest.fixture
 def harvested(tmp_path: Path, scenes: Path) -> tuple[RunConfig, RunDir]:
     config = dataclasses.replace(CONFIG, harvest=dataclasses.replace(CONFIG.harvest, dataset=f"pocket:{scenes}"))

@@ -27,6 +27,7 @@ from sd_erase.pipeline import erased_pipeline
 from sd_erase.rundir import RunDir, read_jsonl
 
 NAMES = ("text_encoder", "text_encoder_2")
+PLAIN = ("a photo of {}", "there is {}", "{} on the grass", "this is {}")
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +78,20 @@ def test_both_encoders_learn_and_the_pooled_output_with_the_second(folder: Path,
         assert state.pop("text_projection.weight", None) is None or encoder.pooled
         towers.text.load_state_dict({key.removeprefix("text_model."): value for key, value in state.items()})
         if encoder.pooled:
-            captions = ["a photo of a bicycle", f"a photo of an {found['anchor']['bicycle']}", "a photo of a dog"]
+            # several captions of each: of one alone, training seeds differ by a tenth
+            captions = [
+                template.format(word) for word in ("a bicycle", f"an {found['anchor']['bicycle']}", "a dog") for template in PLAIN
+            ]
             ids = towers.tokens(captions)
             with torch.no_grad():
                 pooled = {
-                    which: towers.projection(encode(text, ids, (-1,))[1])
+                    which: towers.projection(encode(text, ids, (-1,))[1]).unflatten(0, (3, len(PLAIN)))
                     for which, text in (("own", towers.text), ("original", towers.frozen_text))
                 }
-    before = (pooled["original"][0] - pooled["original"][1]).norm()
-    assert (pooled["own"][0] - pooled["original"][1]).norm() < 0.85 * before  # "a bicycle" went towards the anchor
-    assert (pooled["own"][2] - pooled["original"][2]).norm() < 0.5 * before  # "a dog" stayed
+    before = (pooled["original"][0] - pooled["original"][1]).norm(dim=-1).mean()
+    # "a bicycle" went towards the anchor, and "a dog" stayed
+    assert (pooled["own"][0] - pooled["original"][1]).norm(dim=-1).mean() < 0.8 * before
+    assert (pooled["own"][2] - pooled["original"][2]).norm(dim=-1).mean() < 0.5 * before
 
 
 def test_the_pooled_output_is_part_of_every_term(folder: Path) -> None:

@@ -89,15 +89,6 @@ def test_the_divergence_is_zero_from_the_original_to_itself() -> None:
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from sd_erase.captions.pocket import render
-
-    folder = tmp_path_factory.mktemp("scenes")
-    render(folder, scenes=150)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def harvested(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> tuple[RunConfig, RunDir]:
     config = RunConfig(
         concepts=("bicycle",),

@@ -156,9 +156,9 @@ class Bench:
         return ((pooled_phrases(self.towers, list(words)) - start) @ way / way.square().sum()).tolist()
 
     def names(self) -> list[str]:
-        """Names that the base itself reads as the concept, beyond the card's: whole words first, then made-up and misspelt ones."""
-        found = names.find(self.towers, self.subject.concept, self.subject.anchor)
-        return [*found.of("vocabulary"), *found.of("parts", "misspelling")]
+        """Names that the base itself reads as the concept, beyond the card's: whole words, then words of two tokens."""
+        found = names.find(self.towers, self.subject.concept, self.subject.anchor, progress=self.progress)
+        return [*found.of("vocabulary"), *found.of("parts")]
 
     # --- images -------------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,8 +166,6 @@ def _resolved(name: str, source: Path, given: bool) -> Base:
 
 
 def _concepts(source: Path, asked: RunConfig, stated: _Stated) -> tuple[Concept, tuple[Concept, ...]]:
-    import dataclasses
-
     if not stated.concepts and not asked.concepts and not asked.concept_file:
         raise UserError(
             f"{source} does not say which concept was erased from it: pass --concept, or --concept-file with its card."
@@ -194,8 +193,6 @@ def _chosen(erased: tuple[Concept, ...], asked: RunConfig, what: str) -> Concept
 
 def _completed(subject: Subject, asked: RunConfig) -> Subject:
     """With an anchor for each concept: the one asked for, the one stated, the card's, or CLIP's choice as `train` makes it."""
-    import dataclasses
-
     anchors = {}
     for concept in subject.erased:
         stated = subject.anchors.get(concept.name) if asked.anchor is None else asked.anchor

@@ -11,6 +11,7 @@ from sd_erase import yamlfile
 from sd_erase.audit.bench import READ, Bench
 from sd_erase.audit.probe import NotTried, Probe, Row
 from sd_erase.concepts import Concept, inflections
+from sd_erase.concepts.typos import every_error
 from sd_erase.resources import PACKAGE
 
 # sentences that name one thing {} ("a bicycle"), {w} the bare word; none is a template of the training's or of the held-out lists
@@ -72,17 +73,8 @@ def synonyms(bench: Bench) -> list[Row]:
 def misspellings(bench: Bench) -> list[Row]:
     """One typing error in the concept's name: a letter swapped with the next, left out, or doubled."""
     concept = bench.subject.concept
-    wrong = [form for word in concept.words[:2] for form in errors_of(word) if not any(concept.scan(form))]
+    wrong = [form for word in concept.words[:2] for form in every_error(word) if not any(concept.scan(form))]
     return _words(bench, "misspellings", wrong, "misspellings made by rule")
-
-
-def errors_of(word: str) -> list[str]:
-    """Every single swap, omission and doubling inside the last word of a phrase, and a doubled last letter."""
-    head, space, last = word.rpartition(" ")
-    swapped = [last[:k] + last[k + 1] + last[k] + last[k + 2 :] for k in range(1, len(last) - 1)]
-    dropped = [last[:k] + last[k + 1 :] for k in range(1, len(last))] if len(last) > 3 else []
-    doubled = [last[: k + 1] + last[k:] for k in range(len(last))]
-    return [head + space + form for form in dict.fromkeys((*swapped, *dropped, *doubled)) if form != last]
 
 
 def unlisted(bench: Bench) -> list[Row]:

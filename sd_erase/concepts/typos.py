@@ -6,7 +6,18 @@ import random
 from collections.abc import Sequence
 
 TRIES = 16  # of a word
-_KINDS = ("swap", "drop", "double")
+
+
+def _swapped(word: str, place: int) -> str:
+    return word[:place] + word[place + 1] + word[place] + word[place + 2 :]
+
+
+def _dropped(word: str, place: int) -> str:
+    return word[:place] + word[place + 1 :]
+
+
+def _doubled(word: str, place: int) -> str:
+    return word[: place + 1] + word[place:]
 
 
 def misspell(word: str, rng: random.Random) -> str:
@@ -16,14 +27,8 @@ def misspell(word: str, rng: random.Random) -> str:
     """
     if len(word) < 3:
         return word
-    kind = "double" if len(word) == 3 else rng.choice(_KINDS)
-    if kind == "double":
-        place = rng.randrange(1, len(word))
-        return word[: place + 1] + word[place:]
-    place = rng.randrange(1, len(word) - 1)
-    if kind == "swap":
-        return word[:place] + word[place + 1] + word[place] + word[place + 2 :]
-    return word[:place] + word[place + 1 :]
+    kind = _doubled if len(word) == 3 else rng.choice((_swapped, _dropped, _doubled))
+    return kind(word, rng.randrange(1, len(word) if kind is _doubled else len(word) - 1))
 
 
 def misspellings(phrases: Sequence[str], rng: random.Random) -> list[str]:
@@ -34,3 +39,14 @@ def misspellings(phrases: Sequence[str], rng: random.Random) -> list[str]:
         for _ in range(TRIES):
             wrong[" ".join([*rest, misspell(word, rng)])] = None
     return [text for text in wrong if text not in phrases]
+
+
+def every_error(phrase: str) -> list[str]:
+    """Every single swap, omission and doubling inside the last word of a phrase, and a doubled last letter."""
+    head, space, last = phrase.rpartition(" ")
+    wrong = [
+        *(_swapped(last, place) for place in range(1, len(last) - 1)),
+        *(_dropped(last, place) for place in range(1, len(last)) if len(last) > 3),
+        *(_doubled(last, place) for place in range(len(last))),
+    ]
+    return [head + space + form for form in dict.fromkeys(wrong) if form != last]

@@ -277,8 +277,8 @@ def still_read(towers: Towers, concept: Concept, anchor: str, words: Sequence[st
     return sorted((name for name in read if name.along > STILL and name.aside < BESIDE), key=lambda name: -name.along)
 
 
-def of_base(config: RunConfig) -> dict[str, Any]:
-    """What the base of `config` calls each of its concepts, without training.
+def of_base(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """What the base of `config` calls each of its concepts, without training; of SDXL's two encoders the first is asked.
 
     Returns:
         ``base``, and ``concepts``: name -> ``anchor``, ``reach``, ``card`` and ``found``, each a list of `Name` as a mapping.
@@ -294,7 +294,7 @@ def of_base(config: RunConfig) -> dict[str, Any]:
         anchor = choose_anchor(towers, concept) if concept.anchor is None else concept.anchor
         if not concept.neighbours:
             concept = dataclasses.replace(concept, neighbours=choose_neighbours(towers, concept, anchor))
-        found = find(towers, concept, anchor)
+        found = find(towers, concept, anchor, progress=progress)
         rows = {"card": found.card, "found": found.found}
         result[concept.name] = {
             "anchor": anchor,

@@ -126,6 +126,8 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "gradient_checkpointing": trainer.checkpointing,
             "precision": accelerator.mixed_precision,
             "samples_per_second": round(trainer.samples_per_second, 1),
+            "names": {name: ", ".join(told["found"]) for name, told in training.told[encoder.name].items() if told["found"]},
+            "read": training.told[encoder.name],
         }
     if not parallel.is_main():
         return {}
@@ -138,7 +140,6 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "towers": settings.towers,
             "anchor": anchors,
             "neighbours": {concept.name: ", ".join(concept.neighbours) for concept in concepts},
-            "names": training.named[base.encoders[0].name],
             "weights": settings.weights,
             "lora_rank": settings.lora_rank,
             "steps": settings.steps,
@@ -193,7 +194,7 @@ class _Training:
     run: RunDir
     pairs: list[Pair]
     progress: Progress
-    named: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # encoder -> concept -> what its base calls it
+    told: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)  # encoder -> concept -> how it is read (`_told`)
 
     def of(
         self, towers: Towers, accelerator: Accelerator, concepts: list[Concept], anchors: dict[str, str], inputs: str
@@ -245,10 +246,10 @@ class _Training:
                 f"No step{of} validated better than the start ({trainer.best_loss:.3g} against {trainer.first_loss:.3g}): the training "
                 f"diverged or was too short; pass a smaller --learning-rate (now {settings.learning_rate:g}) or more --steps."
             )
-        self.named[name] = {}
+        self.told[name] = {}
         for concept, found in _found(method, concepts):
             told, warning = _told(towers, concept, anchors[concept.name], found)
-            self.named[name][concept.name] = told
+            self.told[name][concept.name] = told
             data.warnings += warning
         if parallel.is_main():
             run.lora(name).unlink(missing_ok=True)  # an earlier training's

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from sd_erase.erasure.names import Names
 
 ODD_SHARE = 0.2  # of the words: misspellings, and words of two tokens, that the base reads as the concept
-UNKNOWN_SHARE = (
-    0.1  # of the words: those of the card that the base does not read as the concept, which would else be most of a long card
-)
+UNKNOWN_SHARE = 0.1  # of the words: the card's that the base does not read as the concept; else they are most of a long card
 
 
 @dataclass(frozen=True)
