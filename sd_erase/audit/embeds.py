@@ -16,10 +16,10 @@ def images_of(bench: Bench, pipeline: Any, batch: Batch, states: torch.Tensor) -
 
     settings = bench.settings
     with torch.no_grad():
-        empty = pipeline.encode_prompt("", states.device, 1, False)[0].expand(len(states), -1, -1)
+        negative = pipeline.encode_prompt(settings.negative_prompt, states.device, 1, False)[0].expand(len(states), -1, -1)
     return list(
         pipeline(
-            prompt_embeds=states, negative_prompt_embeds=empty, height=settings.height, width=settings.width,
+            prompt_embeds=states, negative_prompt_embeds=negative, height=settings.height, width=settings.width,
             num_inference_steps=settings.steps, guidance_scale=settings.guidance, latents=batch.noise, generator=batch.generators,
             output_type="pil",
         ).images
