@@ -931,7 +931,10 @@ def names_command(as_json: bool, **flags: Any) -> None:
 @main.command("audit")
 @click.argument("source", type=FilePath(), metavar="RUN-OR-FILE")
 @click.option(
-    "--quick", "share", flag_value="quick", help="Fewer images and shorter searches: a first look, in about two minutes."
+    "--quick",
+    "share",
+    flag_value="quick",
+    help="Fewer images and shorter searches: a first look (the pocket model on two cores: four minutes).",
 )
 @click.option("--full", "share", flag_value="full", help="Four times the images and longer searches.")
 @click.option(
