@@ -201,7 +201,7 @@ def _reading(row: Mapping[str, Any]) -> str:
     if returns(row):
         return "comes back"
     if row["relative"] and row["erased"]["low"] > GONE_RATE:
-        return "the denoiser knows it: the control shows it as often"
+        return "no more than the control, as far as told: the denoiser knows it"
     if row["erased"]["rate"] > GONE_RATE:
         return "some images show it: open"
     return "none found" if not row["erased"]["count"] else "hardly any"
