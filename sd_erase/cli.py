@@ -962,8 +962,8 @@ def audit_command(
       sd-erase audit bicycle-sd15-text_encoder-vit-l-fp16.safetensors --quick
       sd-erase audit someones-pipeline --concept "van gogh" --base sd14 --detector my-detector.yaml
     """
-    from sd_erase.audit.card import render
-    from sd_erase.audit.job import Asked, audit, default_folder
+    from sd_erase.auditing.card import render
+    from sd_erase.auditing.job import Asked, audit, default_folder
     from sd_erase.concepts import load_concepts
     from sd_erase.progress import RichProgress
 

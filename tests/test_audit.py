@@ -12,11 +12,11 @@ import torch
 from click.testing import CliRunner
 
 from sd_erase import bases, catalog, components
-from sd_erase.audit import bench, card, conditions, job, wording
-from sd_erase.audit.bench import Share
-from sd_erase.audit.job import Asked, audit
-from sd_erase.audit.probe import Kept, NotTried, Row
-from sd_erase.audit.subject import distance, load_pair, read_subject
+from sd_erase.auditing import bench, card, conditions, job, wording
+from sd_erase.auditing.bench import Share
+from sd_erase.auditing.job import Asked, audit
+from sd_erase.auditing.probe import Kept, NotTried, Row
+from sd_erase.auditing.subject import distance, load_pair, read_subject
 from sd_erase.cli import main
 from sd_erase.clip import save_text_encoder
 from sd_erase.concepts import concept_named
@@ -318,7 +318,7 @@ def test_found_words_are_a_list_that_generate_reads(tmp_path: Path) -> None:
 
 def test_completion_changes_hands_at_the_step_that_is_asked_for(small_bench: bench.Bench) -> None:
     """With all steps the original's, the image is the original's own; the pipelines are left as they were."""
-    from sd_erase.audit import wordless
+    from sd_erase.auditing import wordless
     from sd_erase.drawing import Job
 
     texts, unet = small_bench.sentences(1), small_bench.original.unet

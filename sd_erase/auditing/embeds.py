@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sd_erase.audit.bench import Batch, Bench
+from sd_erase.auditing.bench import Batch, Bench
 
 if TYPE_CHECKING:
     import torch

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from sd_erase.audit.bench import Batch, Bench
-from sd_erase.audit.embeds import images_of
-from sd_erase.audit.probe import NotTried, Probe, Row
+from sd_erase.auditing.bench import Batch, Bench
+from sd_erase.auditing.embeds import images_of
+from sd_erase.auditing.probe import NotTried, Probe, Row
 from sd_erase.erasure.sd import redirect
 
 GUIDANCES = (1.5, 7.5)

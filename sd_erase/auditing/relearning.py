@@ -10,11 +10,11 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sd_erase.audit.bench import Batch, Bench
-from sd_erase.audit.embeds import images_of
-from sd_erase.audit.inversion import BATCH, NOISE, Examples
-from sd_erase.audit.probe import Probe, Row
-from sd_erase.audit.subject import distance
+from sd_erase.auditing.bench import Batch, Bench
+from sd_erase.auditing.embeds import images_of
+from sd_erase.auditing.inversion import BATCH, NOISE, Examples
+from sd_erase.auditing.probe import Probe, Row
+from sd_erase.auditing.subject import distance
 from sd_erase.clip import encode
 
 if TYPE_CHECKING:

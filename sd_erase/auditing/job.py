@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase import digests, jsonfile, resources
-from sd_erase.audit.bench import SHARES, Bench
-from sd_erase.audit.card import render, verdict
-from sd_erase.audit.probe import NotTried, Probe
-from sd_erase.audit.subject import KINDS, Subject, load_pair, read_subject
-from sd_erase.audit.wording import DESCRIBED
+from sd_erase.auditing.bench import SHARES, Bench
+from sd_erase.auditing.card import render, verdict
+from sd_erase.auditing.probe import NotTried, Probe
+from sd_erase.auditing.subject import KINDS, Subject, load_pair, read_subject
+from sd_erase.auditing.wording import DESCRIBED
 from sd_erase.captions import held_out
 from sd_erase.catalog import PROBES, resolve
 from sd_erase.config import RunConfig
@@ -29,7 +29,7 @@ from sd_erase.rundir import fingerprint, write_json_atomic, write_text_atomic
 
 PROMPTS = 100  # that are made where no list is given
 KIND = "audit"
-CODE = ("audit", "attacks", "erasure")  # what decides beside the inputs
+CODE = ("auditing", "attacks", "erasure")  # what decides beside the inputs
 
 
 @dataclasses.dataclass(frozen=True)

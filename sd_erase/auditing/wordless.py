@@ -10,8 +10,8 @@ import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sd_erase.audit.bench import Batch, Bench
-from sd_erase.audit.probe import NotTried, Probe, Row
+from sd_erase.auditing.bench import Batch, Bench
+from sd_erase.auditing.probe import NotTried, Probe, Row
 
 if TYPE_CHECKING:
     import torch

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from sd_erase.audit.bench import Bench
-from sd_erase.audit.probe import Row
+from sd_erase.auditing.bench import Bench
+from sd_erase.auditing.probe import Row
 
 TOKENS = 16  # of a prompt that is searched
 

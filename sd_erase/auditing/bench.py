@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from sd_erase import digests
 from sd_erase.attacks.stage import references
-from sd_erase.audit.probe import NotTried
-from sd_erase.audit.subject import Subject
+from sd_erase.auditing.probe import NotTried
+from sd_erase.auditing.subject import Subject
 from sd_erase.clip import Towers, load_towers, pooled_phrases
 from sd_erase.detection import Detection, Detector
 from sd_erase.drawing import Job, Settings, is_drawn, save_png

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sd_erase.metrics.rates import fisher, share
 
 if TYPE_CHECKING:
-    from sd_erase.audit.bench import Bench
+    from sd_erase.auditing.bench import Bench
 
 GROUPS = {
     "words": "Without an attacker",

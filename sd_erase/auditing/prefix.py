@@ -6,8 +6,8 @@ from typing import Any
 
 import sd_erase.attacks.prefix as searching
 from sd_erase.attacks.stage import measure
-from sd_erase.audit.bench import Bench
-from sd_erase.audit.probe import Probe, Row
+from sd_erase.auditing.bench import Bench
+from sd_erase.auditing.probe import Probe, Row
 from sd_erase.config import AttackConfig
 from sd_erase.rundir import fingerprint
 

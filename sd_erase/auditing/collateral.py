@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sd_erase.audit.bench import Batch, Bench, Images
-from sd_erase.audit.embeds import images_of
-from sd_erase.audit.probe import Kept, NotTried, Probe
+from sd_erase.auditing.bench import Batch, Bench, Images
+from sd_erase.auditing.embeds import images_of
+from sd_erase.auditing.probe import Kept, NotTried, Probe
 from sd_erase.captions import held_out, synthetic
 from sd_erase.clip import caption_of, encode, nearness
 from sd_erase.concepts import Concept, all_cards, spoken_form

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sd_erase import yamlfile
-from sd_erase.audit.bench import READ, Bench
-from sd_erase.audit.probe import NotTried, Probe, Row
+from sd_erase.auditing.bench import READ, Bench
+from sd_erase.auditing.probe import NotTried, Probe, Row
 from sd_erase.concepts import Concept, inflections
 from sd_erase.concepts.typos import every_error
 from sd_erase.resources import PACKAGE

@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
-from sd_erase.audit.bench import Bench
-from sd_erase.audit.probe import Probe, Row
-from sd_erase.audit.prompts_found import TOKENS, counted, padded, starts, typed
+from sd_erase.auditing.bench import Bench
+from sd_erase.auditing.probe import Probe, Row
+from sd_erase.auditing.prompts_found import TOKENS, counted, padded, starts, typed
 from sd_erase.clip import encode
 from sd_erase.erasure.pseudo_words import embedding
 

@@ -12,9 +12,9 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sd_erase.audit.bench import Batch, Bench
-from sd_erase.audit.embeds import images_of
-from sd_erase.audit.probe import Probe, Row
+from sd_erase.auditing.bench import Batch, Bench
+from sd_erase.auditing.embeds import images_of
+from sd_erase.auditing.probe import Probe, Row
 from sd_erase.clip import encode
 from sd_erase.erasure.pseudo_words import embedding, replaced
 from sd_erase.errors import UserError
