@@ -44,6 +44,18 @@ def test_the_file_holds_the_erased_encoder(settings: RunConfig, run: RunDir, dty
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_file_states_what_was_measured_before_it(settings: RunConfig, evaluated: RunDir) -> None:
+    metadata = read_header(exported(settings, evaluated)[0]).metadata
+    figures = json.loads(metadata["sd_erase.figures"])
+    assert figures["bicycle"] == {"original": [98, 100], "erased": [2, 100]}
+    assert figures["others (mean over named objects)"]["erased"] == [80, 100]
+    (evaluated.images / "original" / "0000-seed0.png").write_bytes(
+        b"another image"
+    )  # the figures no longer belong to what lies there
+    metadata = read_header(exported(settings, evaluated)[0]).metadata
+    assert "sd_erase.figures" not in metadata
+
+
 def test_an_independent_loader_reads_it(settings: RunConfig, run: RunDir, tmp_path: Path) -> None:
     from transformers import CLIPTextModel
 

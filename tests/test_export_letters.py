@@ -17,8 +17,8 @@ import torch
 from conftest import replaced
 from safetensors.torch import load_file, save_file
 
-from sd_erase import __version__, formats
-from sd_erase.bases import resolve
+from sd_erase import __version__, components, fingerprints, formats
+from sd_erase.bases import ROWS, resolve
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
 from sd_erase.export import compare, diffusers, integrity, metadata, modelspec, numbers, statement
@@ -87,6 +87,7 @@ def test_the_manifest_and_the_header_of_an_encoders_file(settings: RunConfig, ru
         "sha256": hashlib.sha256(content).hexdigest(),
         "data_sha256": data,
     }
+    base = components.text_encoder_state(ROWS["pocket"], ROWS["pocket"].encoders[0])
     advice = "the pocket model is for learning and testing: its encoder fits no checkpoint of theirs"
     assert manifest["programs"] == [{"programs": "other programs", "advice": advice, "works": False}]
     assert (manifest["stage"], manifest["warnings"]) == ("export-comfyui", [])
@@ -107,6 +108,7 @@ def test_the_manifest_and_the_header_of_an_encoders_file(settings: RunConfig, ru
         "sd_erase.objective": "sd",
         "sd_erase.base": "pocket",
         "sd_erase.run": run.name,
+        "sd_erase.base_print": json.dumps({"text_encoder": fingerprints.written(base)}),
         "sd_erase.programs": f"Not for other programs: {advice}",
         "sd_erase.encoder": "text_encoder",
         "sd_erase.content_sha256": integrity.stored_content(header),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sd_erase import catalog, hosts, resources, yamlfile
+from sd_erase import catalog, formats, hosts, resources, yamlfile
 from sd_erase.api import models
 from sd_erase.api.results import Erasure
 from sd_erase.api.scratch import Scratch, shown
@@ -94,9 +95,8 @@ def erase(
         for stage in ("harvest", "train"):
             told = scratch.do(stage, bars)
     scratch.thin()
-    bare = models.is_encoder(model)
     return Erasure(
-        model=_erased_encoder(model, scratch) if bare else load_erased(model, scratch.run.path),
+        model=_erased_encoders(model, scratch) or load_erased(model, scratch.run.path),
         concepts=tuple(each.name for each in concepts),
         anchors=dict(told["anchor"]),
         method=told["objective"],
@@ -184,11 +184,15 @@ def _own_randomness(device: str) -> Iterator[None]:
         yield
 
 
-def _erased_encoder(encoder: Any, scratch: Scratch) -> Any:
-    from sd_erase import formats
-
-    file: Path = scratch.run.encoder / "text_encoder" / "model.safetensors"
-    return hosts.with_weights(hosts.unwrapped(encoder), formats.read_tensors(file), file)
+def _erased_encoders(model: Any, scratch: Scratch) -> Any:
+    """A copy of a text encoder, or of several, with the run's weights; None where `model` is a pipeline."""
+    if not (isinstance(model, models.Encoders) or models.is_encoder(model)):
+        return None
+    changed = {}
+    for name, encoder in models.encoders_of(model).items():
+        file: Path = scratch.run.encoder / name / "model.safetensors"
+        changed[name] = hosts.with_weights(encoder, formats.read_tensors(file), file)
+    return dataclasses.replace(model, **changed) if isinstance(model, models.Encoders) else changed["text_encoder"]
 
 
 def _first_validation(scratch: Scratch, best_step: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,20 @@ from sd_erase.errors import UserError
 from sd_erase.modelfiles import INDEX, STATEMENT
 from sd_erase.pipeline import ENCODERS
 
-BARE = "CLIPTextModel"  # the one encoder that is taken without a pipeline
+BARE = "CLIPTextModel"  # the one encoder that is taken without a pipeline; SDXL's second is called ...WithProjection
 CLIP_TOKENS = 49_408  # of CLIP's own vocabulary, which ships with the pocket model
 CLIP_ACTIVATION = "quick_gelu"  # of the encoders that are padded with its end-of-text token
 CONFIGURED = ("unet", "vae", "scheduler")  # whose settings say what the model is and how it draws
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """Text encoders without a pipeline around them: one, or SDXL's two; a tokenizer that is None is CLIP's own."""
+
+    text_encoder: Any
+    tokenizer: Any = None
+    text_encoder_2: Any = None
+    tokenizer_2: Any = None
 
 
 def is_encoder(model: Any) -> bool:
@@ -32,7 +43,7 @@ def is_encoder(model: Any) -> bool:
         return True
     if kind == "CLIPTextModelWithProjection":
         raise UserError("A CLIPTextModelWithProjection is one of two encoders of SDXL: pass its whole pipeline.")
-    if not hasattr(model, "components"):
+    if not hasattr(model, "components") and not isinstance(model, Encoders):
         raise UserError(f"A {kind} is no diffusers pipeline and no CLIPTextModel: pass one of these.")
     return False
 
@@ -48,7 +59,7 @@ def encoders_of(model: Any) -> dict[str, Any]:
     if not own:
         raise UserError(f"A {type(model).__name__} has no CLIP text encoder: pass a Stable Diffusion pipeline.")
     for name, encoder in own.items():
-        if type(encoder).__name__.startswith("CLIPTextModel"):  # what else there is, the base's card refuses by name
+        if type(encoder).__name__.startswith(BARE):  # what else there is, the base's card refuses by name
             hosts.check_host(encoder, name)
     return own
 
@@ -79,9 +90,8 @@ def write_base(model: Any, folder: Path, tokenizer: Any = None, weights: bool = 
     """
     encoders = encoders_of(model)
     folder.mkdir(parents=True, exist_ok=True)
-    if is_encoder(model):
-        _write_surroundings(encoders[ENCODERS[0]], folder)
-        (tokenizer or _clip_tokenizer(encoders[ENCODERS[0]])).save_pretrained(folder / "tokenizer")
+    if is_encoder(model) or isinstance(model, Encoders):
+        _write_surroundings(encoders, folder)
     else:
         index = {key: value for key, value in model.config.items() if not key.startswith("_")}
         _write_json(folder / INDEX, {"_class_name": type(model).__name__, **index})
@@ -89,12 +99,11 @@ def write_base(model: Any, folder: Path, tokenizer: Any = None, weights: bool = 
             part = getattr(model, name, None)
             if part is not None and hasattr(hosts.unwrapped(part), "save_config"):
                 hosts.unwrapped(part).save_config(folder / name)
-        for name in ("tokenizer", "tokenizer_2"):
-            if getattr(model, name, None) is not None:
-                getattr(model, name).save_pretrained(folder / name)
     for name, encoder in encoders.items():
+        own = tokenizer or getattr(model, name.replace("text_encoder", "tokenizer"), None) or _clip_tokenizer(encoder)
+        own.save_pretrained(folder / name.replace("text_encoder", "tokenizer"))
         encoder.config.save_pretrained(folder / name)
-        if weights and type(encoder).__name__.startswith("CLIPTextModel"):
+        if weights and type(encoder).__name__.startswith(BARE):
             formats.save_tensors(folder / name / "model.safetensors", hosts.own_state(encoder), {"format": "pt"})
 
 
@@ -104,23 +113,22 @@ def write_rest(model: Any, folder: Path) -> None:
     Raises:
         UserError: the model is a text encoder alone.
     """
-    if is_encoder(model):
+    if is_encoder(model) or isinstance(model, Encoders):
         raise UserError("A text encoder alone draws no images: pass its pipeline to erase().")
     for name, part in model.components.items():
         if hasattr(part, "save_pretrained") and name not in (*ENCODERS, "tokenizer", "tokenizer_2", "scheduler"):
             part.save_pretrained(folder / name)
 
 
-def _write_surroundings(encoder: Any, folder: Path) -> None:
-    """The settings of a denoiser that would read this encoder: a base is told by them."""
-    parts = {
-        "text_encoder": ["transformers", BARE],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-    }
-    _write_json(folder / INDEX, {"_class_name": "StableDiffusionPipeline", **parts})
-    _write_json(folder / "unet" / "config.json", {"in_channels": 4, "cross_attention_dim": encoder.config.hidden_size})
+def _write_surroundings(encoders: dict[str, Any], folder: Path) -> None:
+    """The settings of a denoiser that would read these encoders: a base is told by them."""
+    parts = {name: ["transformers", type(encoder).__name__] for name, encoder in encoders.items()}
+    parts |= {name.replace("text_encoder", "tokenizer"): ["transformers", "CLIPTokenizer"] for name in encoders}
+    parts |= {"unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
+    width = sum(encoder.config.hidden_size for encoder in encoders.values())
+    kind = "StableDiffusionXLPipeline" if len(encoders) > 1 else "StableDiffusionPipeline"
+    _write_json(folder / INDEX, {"_class_name": kind, **parts})
+    _write_json(folder / "unet" / "config.json", {"in_channels": 4, "cross_attention_dim": width})
     _write_json(folder / "scheduler" / "scheduler_config.json", {})
 
 

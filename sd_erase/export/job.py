@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import re
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sd_erase import __version__, bases, chain, digests, formats
+from sd_erase import __version__, bases, chain, components, digests, fingerprints, formats
 from sd_erase.bases import Base, TextEncoder
 from sd_erase.clients import Client, clients, line
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError, unknown_choice
+from sd_erase.evaluation import SIDES, stored
 from sd_erase.export.integrity import check as integrity_of
 from sd_erase.folders import lasting, staging, umask_mode
 from sd_erase.progress import NoProgress, Progress
@@ -145,8 +147,31 @@ class Job:
             "sd_erase.objective": self.objective,
             "sd_erase.base": self.base.name,
             "sd_erase.run": self.run.name,
+            **self.figures,
+            **self.base_prints,
             "sd_erase.programs": "; ".join(line(*client) for client in self.clients),
         }
+
+    @functools.cached_property
+    def figures(self) -> dict[str, str]:
+        """``sd_erase.figures``, where the run was evaluated and nothing it was evaluated from has changed: JSON, thing -> images that show
+        it and images in all, of the original and of the erased model."""
+        if self.links.fault("evaluate") is not None:
+            return {}
+        rows = [row for row in stored(self.run)["rows"] if row["role"] in ("target", "target_named", "others") and row["erased"]]
+        told = {row["name"]: {side: [row[side]["count"], row[side]["n"]] for side in SIDES} for row in rows}
+        return {"sd_erase.figures": json.dumps(told, ensure_ascii=False)}
+
+    @functools.cached_property
+    def base_prints(self) -> dict[str, str]:
+        """``sd_erase.base_print``: JSON, encoder -> `fingerprints.written` of the base's own; nothing where its weights are not at hand."""
+        try:
+            prints = {
+                each.name: fingerprints.written(components.text_encoder_state(self.base, each.encoder)) for each in self.encoders
+            }
+        except UserError:
+            return {}
+        return {"sd_erase.base_print": json.dumps(prints)}
 
     def target(self, name: str) -> Path:
         """The one file to write: --output where it names a file, else `name` in a folder."""
@@ -223,7 +248,7 @@ class Job:
         encoder = self.links.now("encoder")
         digest = fingerprint(
             encoder,
-            [self.trained.get("inputs"), list(self.config.concepts), self.base.name, settings, __version__, inputs],
+            [self.trained.get("inputs"), list(self.config.concepts), self.base.name, settings, __version__, inputs, self.figures],
         )
         done = self.run.read_manifest(stage)
         if done and done.get("inputs") == digest and all(_is_intact(file) for file in done["files"]):
