@@ -15,8 +15,8 @@ from typing import Any
 import click
 
 from sd_erase import __version__, catalog, parallel, quiet, schema
-from sd_erase.config import SECTIONS, RunConfig
-from sd_erase.errors import UserError
+from sd_erase.config import RunConfig
+from sd_erase.errors import UserError, is_full_disk
 from sd_erase.flags import (
     COMMON,
     CONCEPT,
@@ -31,23 +31,15 @@ from sd_erase.flags import (
     spelling,
     type_of,
 )
-from sd_erase.folders import Busy, lasting
+from sd_erase.folders import lasting
 from sd_erase.interrupts import Terminated, as_interrupts
-from sd_erase.rundir import RunDir, write_text_atomic
+from sd_erase.rundir import RunDir
 from sd_erase.schema import Rule
 from sd_erase.terminal import echo, echo_json, excepthook, one_line, rendered
 
 PROMPTS = Rule(low=1, high=100_000)
 PROCESSES = Rule(low=1, high=1024)
 POINTS = Rule(low=1, high=100_000)
-# the stages that a command does which begins a run, by its last one
-STARTING = {
-    "harvest": ("harvest",),
-    "train": ("harvest", "train"),
-    "report": ("harvest", "train", "generate", "evaluate", "export", "report"),
-}
-# the sections that only later commands read
-LATER = {"harvest": tuple(SECTIONS)[1:], "train": tuple(SECTIONS)[2:]}
 # what decides how an audit draws
 AUDITED = tuple(
     f"generate.{name}"
@@ -124,11 +116,6 @@ class Commands(click.Group):
             raise
 
 
-def is_full_disk(error: Exception) -> bool:
-    """Whether there was no room for a file, and no setting is at fault; safetensors tells of it by an exception of its own."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
-
-
 def explain_os_error(error: OSError) -> str | None:
     """One sentence for what the disk refuses; None for what is rather a bug."""
     where = lasting(error.filename) if isinstance(error.filename, str) else "the output's disk"
@@ -141,169 +128,39 @@ def explain_os_error(error: OSError) -> str | None:
     return None
 
 
-def runs_in(root: Path) -> Iterator[tuple[RunDir, RunConfig]]:
-    """The runs of a folder with their settings, the newest first."""
-    from sd_erase.config import load
-
-    for path in sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True):
-        with contextlib.suppress(UserError):  # a broken run of the past is not this command's business
-            if RunDir(path.parent).is_ours():
-                yield RunDir(path.parent), load(path)
-
-
-def differs(stored: RunConfig, config: RunConfig, last_stage: str, free: tuple[str, ...] = ()) -> bool:
-    """Whether two configurations differ in what matters up to `last_stage`; `free`: sections that do not."""
-    ignored = (*free, *LATER.get(last_stage, ()))
-    names = [field.name for field in dataclasses.fields(config) if field.name not in ignored]
-    return any(getattr(stored, name) != getattr(config, name) for name in names)
-
-
-def with_later(config: RunConfig, run: RunDir, last_stage: str) -> RunConfig:
-    """`config` with what the run's later commands left in its settings, where nothing else is asked for."""
-    from sd_erase.config import load
-
-    stored, later = load(run.config), LATER.get(last_stage, ())
-    kept = {name: getattr(stored, name) for name in later if getattr(config, name) == SECTIONS[name]()}
-    return dataclasses.replace(config, **kept)
-
-
-def finished_run(root: Path, config: RunConfig, last_stage: str) -> RunDir | None:
-    """The newest run that is done up to `last_stage` with these settings and whose captions and cards are as they were."""
-    from sd_erase.pairs import is_harvested
-
-    for run, stored in runs_in(root):
-        if run.read_manifest(last_stage) is None or differs(stored, config, last_stage):
-            continue
-        if is_harvested(with_later(config, run, last_stage), run):
-            return run
-    return None
-
-
-def unfinished_run(root: Path, config: RunConfig, last_stage: str) -> RunDir | None:
-    """The newest run with the same settings whose `last_stage` is not complete.
-
-    Raises:
-        UserError: another process works on it.
-    """
-    from sd_erase.provenance import is_running
-
-    def goes_on(stored: RunConfig, run: RunDir) -> bool:
-        """Whether it is the same in what matters; a run that only harvested may be trained in any way."""
-        free = ("train",) if not run.metrics.exists() and last_stage == "train" else ()
-        return run.read_manifest(last_stage) is None and not differs(stored, config, last_stage, free)
-
-    run = next((run for run, stored in runs_in(root) if goes_on(stored, run)), None)
-    if run is None:
-        return None
-    if is_running(run):
-        raise Busy(
-            f"Run {run} has these settings and is being worked on by another sd-erase process: wait until that has ended, or pass "
-            "--run with a folder of its own."
-        )
-    return run
-
-
 def begin(
     flags: dict[str, Any],
     last_stage: str,
     default: RunConfig | None = None,
     fill: Callable[[RunConfig], RunConfig] = lambda config: config,
 ) -> tuple[RunConfig, RunDir]:
-    """Settings and run of a command that may start one: --run, a run with the same settings, or a new one.
-
-    An unfinished run goes on; a finished one is taken again, whose stages then find nothing to do, unless --new is given.
-    """
-    from sd_erase.bases import resolve
-    from sd_erase.concepts import load_concepts
-    from sd_erase.preflight import check
+    """Settings and run of a command that may start one, from its flags: see `runs.begin`."""
+    from sd_erase import runs
 
     path: Path | None = flags["run_path"]
-    if path is not None and flags["new"]:
-        raise UserError("--new begins a run of its own and --run names one: pass one of the two.")
-    if path is not None:
-        RunDir(path).check_ours()
+    runs.check_place(path, flags["new"])
     config = fill(resolve_config(flags, None if path is None else RunDir(path).config, default))
-    if not config.concepts and not config.concept_file:
-        raise UserError("No concept is given: pass --concept, for example --concept bicycle, or --concept-file.")
-    load_concepts(config)  # names and cards are refused, or asked about, before a run is begun
-    base = resolve(config.base)
-    check(config, STARTING[last_stage], given_names(flags))
-    if path is not None:
-        check_same_concept(config, RunDir(path))
-        return config, RunDir(path)
-    root, concept = flags["output_root"], "-".join(config.concepts) or Path(config.concept_file).stem
-    run = unfinished_run(root, config, last_stage) or (None if flags["new"] else finished_run(root, config, last_stage))
-    return (config, RunDir.next(root, concept, base.name)) if run is None else (with_later(config, run, last_stage), run)
-
-
-def check_same_concept(config: RunConfig, run: RunDir) -> None:
-    """Refuse to train away what a run has erased: another concept is another run; raises `UserError`."""
-    from sd_erase import config as module
-
-    if run.read_manifest("train") is None or not run.config.is_file():
-        return
-    stored = module.load(run.config)
-    if (stored.concepts, stored.concept_file) != (config.concepts, config.concept_file):
-        erased = ", ".join(stored.concepts) or stored.concept_file
-        raise UserError(f"Run {run} has erased {erased}, and would lose that: pass a new folder with --run for another concept.")
+    return runs.begin(config, last_stage, flags["output_root"], path, flags["new"], given_names(flags))
 
 
 def resume(flags: dict[str, Any], stage: str) -> tuple[RunConfig, RunDir]:
     """Settings and run of a command that does `stage` with a trained one: --run or the latest."""
-    from sd_erase import chain
-    from sd_erase.preflight import check
+    from sd_erase import runs
 
-    path: Path | None = flags["run_path"]
-    run = RunDir(path) if path is not None else RunDir.latest(flags["output_root"], "train")
-    if not run.config.is_file():
-        raise UserError(f"Run {run} has no config.yaml: pass the folder of a run with --run, or run `sd-erase train` first.")
+    run = runs.trained(flags["output_root"], flags["run_path"])
     config = resolve_config(flags, run.config)
-    # what only reads what was drawn needs no base
-    check(config, (stage,), given_names(flags), chain.base_of(run, config) if stage in ("evaluate", "report") else None)
+    runs.check_stage(config, run, stage, given_names(flags))
     return config, run
 
 
 @contextlib.contextmanager
 def working_on(config: RunConfig, run: RunDir, store: bool = True, about: dict[str, Any] | None = None) -> Iterator[None]:
-    """Be the one process that writes to the run, and keep the settings in it: of a run that is begun first, of others once it went well.
+    """Work on a run as `runs.working_on` says, and say which it is."""
+    from sd_erase import runs
 
-    What fails is not kept, but what a full disk ended is; and where the input was wrong nothing is left of a new run. Of a new run in a folder that was there before, the folder stays; of one whose harvest names a file of what it missed, all.
-    """
-    from sd_erase.config import load
-    from sd_erase.stages import write_config, writing
-
-    is_new, is_made = not run.config.exists(), not run.path.exists()
-    is_begun = not run.manifest("train").exists()  # what is begun must be found again after an interruption
-    with writing(config, run, about):
-        stored = None if is_new else load(run.config)
-        before = "" if is_new else run.config.read_text(encoding="utf-8")
-        written_first = store and not is_new and is_begun
-        if written_first:
-            write_config(config, run)
+    with runs.working_on(config, run, store, about):
         echo(f"Run {one_line(run)}", err=True)
-        try:
-            yield
-        except Exception as error:  # but no interruption
-            if is_full_disk(error) and run.config.exists():  # the settings are right: the same command goes on with them
-                raise
-            if written_first:
-                write_text_atomic(run.config, before)
-            elif is_new and run.manifest("harvest").exists():
-                write_config(without_failed(config, run), run)
-            elif is_new and isinstance(error, UserError) and str(run.missing) not in str(error):
-                run.discard(is_made)
-            raise
-        if store and stored is not None and not is_begun:
-            # a seed or a device for one command is not what the run was made with
-            kept = dataclasses.replace(config, seed=stored.seed, device=stored.device)
-            if kept != stored:
-                write_config(kept, run)
-
-
-def without_failed(config: RunConfig, run: RunDir) -> RunConfig:
-    """`config` with the default settings of the first stage that the run did not complete."""
-    failed = next((name for name in SECTIONS if not run.manifest(name).exists()), None)
-    return config if failed is None else dataclasses.replace(config, **{failed: SECTIONS[failed]()})
+        yield
 
 
 def perform(

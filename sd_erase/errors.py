@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 from collections.abc import Iterable
 
@@ -31,3 +32,8 @@ def unknown_choice(what: str, value: object, choices: Iterable[object]) -> UserE
     near = difflib.get_close_matches(str(value)[:100], names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return UserError(f"{what} {shortened(value)} is unknown{hint}; choose one of: {', '.join(names)}.")
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Whether there was no room for a file, and no setting is at fault; safetensors tells of it by an exception of its own."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)

@@ -64,7 +64,7 @@ FOUNDATION = {
 # a stage may import itself and what stands before it; stages of one row do not know each other
 ORDER = [
     {"blip"}, {"clip"}, {"captions"}, {"pairs"}, {"asked"}, {"erasure"}, {"pipeline"}, {"images"}, {"detection"}, {"metrics"}, {"evaluation"},
-    {"report", "export", "attacks", "probes"}, {"auditing"}, {"preflight"}, {"stages"}, {"comparison_recipe"}, {"api"}, {"comfyui", "demo", "comparison", "reproduce"}, {"flags"}, {"launch"}, {"cli"}, {"__main__"},
+    {"report", "export", "attacks", "probes"}, {"auditing"}, {"preflight"}, {"stages"}, {"runs"}, {"comparison_recipe"}, {"api"}, {"comfyui", "demo", "comparison", "reproduce"}, {"flags"}, {"launch"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "ultralytics", "PIL", "matplotlib", "pandas", "numpy", "accelerate"}
@@ -112,7 +112,7 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     top = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
     names = {name.split(".")[0] for name in imports(top, path)}
-    eager = part_of(path) in {*FOUNDATION, "__init__", "cli", "flags", "demo", "stages", "__main__"}
+    eager = part_of(path) in {*FOUNDATION, "__init__", "cli", "flags", "demo", "stages", "runs", "__main__"}
     if eager and part_of(path) not in {"pocket", "fitting", "sharding"}:  # which only a training and the pocket's builder import
         assert not names & HEAVY
 
@@ -159,13 +159,16 @@ def test_help_is_instant_and_imports_nothing_heavy() -> None:
         "import sys; from sd_erase.cli import main; main(['--help'], standalone_mode=False); "
         f"sys.exit(', '.join(set({heavy}) & set(sys.modules)) or 0)"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert result.returncode == 0, result.stderr
-    assert "sd-erase demo" in result.stdout
-    # processor time, about 0.2 s: a busy machine does not change it
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
+    times = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert result.returncode == 0, result.stderr
+        assert "sd-erase demo" in result.stdout
+    # processor time, 0.19 s on two busy cores of a server: the room is for slower ones, and no heavy package fits into it
+    assert min(times) < 0.4
 
 
 def all_settings() -> dict[str, set[str]]:
