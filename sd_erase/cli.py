@@ -15,6 +15,9 @@ from typing import Any
 import click
 
 from sd_erase import __version__, catalog, parallel, quiet, schema
+from sd_erase.commands import gate, house
+from sd_erase.commands.common import Failure, Once
+from sd_erase.commands.gate import fail_over
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError, is_full_disk
 from sd_erase.flags import (
@@ -47,29 +50,6 @@ AUDITED = tuple(
 )
 SIDES = Rule(choices=("classes", "captions"))
 EXACT = click.option("--exact", is_flag=True, help=FLAGS["exact"].help)
-
-
-class Failure(click.ClickException):
-    """One sentence on stderr, exit code 2."""
-
-    exit_code = 2
-
-    def __init__(self, message: str):
-        super().__init__(one_line(message))
-
-
-class Once(click.Command):
-    """A command that refuses a setting that is given twice, under one name or under two: which one counts would be a guess."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        _, _, given = self.make_parser(ctx).parse_args(list(args))
-        for parameter in given:
-            alike = [other for other in given if other.name == parameter.name]
-            if len(alike) > 1 and isinstance(parameter, click.Option) and not parameter.multiple and not parameter.is_bool_flag:
-                names = list(dict.fromkeys(other.opts[0] for other in alike))
-                several = f"{' and '.join(names)} decide the same and are given together: pass one of them."
-                raise click.UsageError(several if names[1:] else f"{names[0]} is given {len(alike)} times: pass it once.", ctx)
-        return super().parse_args(ctx, args)
 
 
 class Commands(click.Group):
@@ -170,8 +150,8 @@ def perform(
     as_json: bool,
     store: bool = True,
     more: Callable[[RunConfig, RunDir, Any], dict[str, Any]] | None = None,
-) -> None:
-    """Run `stages` one after the other, then `more`, and print the last one's result; `store`: keep the settings in the run."""
+) -> dict[str, Any]:
+    """Run `stages` one after the other, then `more`; print the last one's result, and return it; `store`: keep the settings in the run."""
     from sd_erase.progress import RichProgress
     from sd_erase.stages import assist, output_of, run_stage
 
@@ -179,7 +159,7 @@ def perform(
     if not parallel.is_main():
         for stage in stages:
             assist(stage, config, run)
-        return
+        return {}
     with working_on(config, run, store):
         for stage in stages:
             result = run_stage(stage, config, run, RichProgress())
@@ -197,6 +177,7 @@ def perform(
         echo(one_line(output))
         if "prompts_file" in further:
             echo(one_line(further["prompts_file"]))
+    return result
 
 
 def by_processes(command: Callable[..., None]) -> Callable[..., None]:
@@ -432,16 +413,20 @@ def generate(as_json: bool, **flags: Any) -> None:
 
 @main.command()
 @by_processes
+@fail_over
 @settings(*section("evaluate"))
-def evaluate(as_json: bool, **flags: Any) -> None:
+def evaluate(as_json: bool, limit: float | None, **flags: Any) -> None:
     """Count how often a detector finds the concept, and all else that the prompts name.
 
     \b
     Example:
       sd-erase evaluate
       sd-erase evaluate --detector yolov5su --confidence 0.4 --json
+      sd-erase evaluate --fail-over 2%
     """
-    perform(("evaluate",), *parallel.agreed(lambda: resume(flags, "evaluate")), as_json)
+    result = perform(("evaluate",), *parallel.agreed(lambda: resume(flags, "evaluate")), as_json)
+    if limit is not None and result:
+        gate.check(result, limit)
 
 
 @main.command()
@@ -869,3 +854,7 @@ def inspect_command(file: Path, as_json: bool) -> None:
                 echo(one_line(f"{name.replace('_', ' ')}: {', '.join(map(str, value)) if isinstance(value, list) else value}"))
     if found["problems"]:
         raise Failure(f"{file} is damaged: {found['problems'][0].rstrip('.')}; export or download it again.")
+
+
+for command in house.COMMANDS:
+    main.add_command(command)

@@ -7,6 +7,8 @@ import errno
 import os
 from collections.abc import Iterable
 
+OVER = 4  # exit code of a command whose figures are over the limit that it was given (3: a process whose partner ended)
+
 
 class UserError(ValueError):
     """Bad input: one sentence that names the input, what is wrong and what to do.

@@ -23,6 +23,7 @@ from sd_erase.prompts import Prompt, read_prompt_files
 from sd_erase.rundir import RunDir, fingerprint, write_jsonl_atomic
 
 CONTACT_PROMPTS = 8
+XFORMERS, SDPA = "xformers", "PyTorch SDPA"
 
 
 def overlong_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[str]:
@@ -263,23 +264,33 @@ def _wrap(text: str, length: Callable[[str], float], width: float, lines: int) -
 
 
 def enable_fast_attention(pipeline: Any) -> str:
-    """xformers where a real call of it works on the pipeline's CUDA device, else PyTorch's own; says which.
+    """xformers where a real call of it works on the pipeline's CUDA device, else PyTorch's own; says which."""
+    if pipeline.device.type != "cuda":
+        return SDPA
+    found = working_attention(pipeline.device, pipeline.unet.dtype)
+    if found == XFORMERS:
+        try:
+            pipeline.enable_xformers_memory_efficient_attention()
+        except Exception as error:  # whatever a mismatched binary raises, the fallback is right
+            return f"{SDPA} (xformers: {type(error).__name__})"
+    return found
 
-    An installed xformers can still lack kernels for this torch or this card, which only a call shows.
-    """
+
+def working_attention(device: Any, dtype: Any) -> str:
+    """The fastest attention that works on a `torch.device`: an installed xformers can still lack kernels for this torch or this card, which
+    only a call shows."""
     import torch
 
-    if pipeline.device.type != "cuda":
-        return "PyTorch SDPA"
+    if device.type != "cuda":
+        return SDPA
     try:
         from xformers.ops import memory_efficient_attention
 
-        query = torch.zeros(1, 64, 8, 40, device=pipeline.device, dtype=pipeline.unet.dtype)
+        query = torch.zeros(1, 64, 8, 40, device=device, dtype=dtype)
         memory_efficient_attention(query, query, query)
-        pipeline.enable_xformers_memory_efficient_attention()
     except Exception as error:  # whatever a mismatched binary raises, the fallback is right
-        return f"PyTorch SDPA (xformers: {type(error).__name__})"
-    return "xformers"
+        return f"{SDPA} (xformers: {type(error).__name__})"
+    return XFORMERS
 
 
 def generate(config: RunConfig, run: RunDir, progress: Progress | None = None, *, original_only: bool = False) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase import parallel
-from sd_erase.errors import UserError
+from sd_erase.errors import OVER, UserError
 
 GRACE = 15.0  # seconds for the others to notice by themselves that one has ended, and then to end when they are told to
 FAILED = 2
@@ -78,8 +78,9 @@ def explain(codes: Sequence[int]) -> int:
     if not any(codes):
         return 0
     spoken = [code for code in codes if code not in (0, parallel.ENDED, -signal.SIGTERM)]
-    if FAILED in spoken:
-        return FAILED
+    for said in (FAILED, OVER):
+        if said in spoken:
+            return said
     if spoken and all(code > 128 for code in spoken):  # interrupted, which was said
         return spoken[0]
     code = next(iter(spoken), next(filter(None, codes)))

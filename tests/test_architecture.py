@@ -64,7 +64,7 @@ FOUNDATION = {
 # a stage may import itself and what stands before it; stages of one row do not know each other
 ORDER = [
     {"blip"}, {"clip"}, {"captions"}, {"pairs"}, {"asked"}, {"erasure"}, {"pipeline"}, {"images"}, {"detection"}, {"metrics"}, {"evaluation"},
-    {"report", "export", "attacks", "probes"}, {"auditing"}, {"preflight"}, {"stages"}, {"runs"}, {"comparison_recipe"}, {"api"}, {"comfyui", "demo", "comparison", "reproduce"}, {"flags"}, {"launch"}, {"cli"}, {"__main__"},
+    {"report", "export", "attacks", "probes"}, {"auditing"}, {"preflight"}, {"stages"}, {"runs"}, {"comparison_recipe"}, {"api"}, {"comfyui", "demo", "comparison", "reproduce"}, {"flags"}, {"listing", "doctor", "template"}, {"commands"}, {"launch"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "ultralytics", "PIL", "matplotlib", "pandas", "numpy", "accelerate"}
@@ -112,7 +112,7 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     top = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
     names = {name.split(".")[0] for name in imports(top, path)}
-    eager = part_of(path) in {*FOUNDATION, "__init__", "cli", "flags", "demo", "stages", "runs", "__main__"}
+    eager = part_of(path) in {*FOUNDATION, "__init__", "cli", "flags", "demo", "stages", "runs", "commands", "listing", "doctor", "template", "__main__"}
     if eager and part_of(path) not in {"pocket", "fitting", "sharding"}:  # which only a training and the pocket's builder import
         assert not names & HEAVY
 

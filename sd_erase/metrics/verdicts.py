@@ -205,6 +205,32 @@ def _doubts_of(row: Mapping[str, Any], evaluation: Evaluation) -> list[str]:
     return found
 
 
+def over_limit(evaluation: Evaluation, limit: float) -> list[str]:
+    """Why not every concept is surely in less than `limit` of the images that ask for it, a sentence each; empty where all are.
+
+    The upper end of Wilson's 95 % interval has to be below: with no image found, 2 % take 189 images.
+    """
+    found = []
+    for row in target_rows(evaluation):
+        name, share = plain_name(row), row["erased"]
+        before = row["original"]["rate"]
+        if share is None or not share["n"] or evaluation.get("naming", {}).get(name) == 0:
+            found.append(f"nothing tells how often {name} is left: no image of an erased model asks for it.")
+        elif before is None or before < WEAK_TEST:
+            found.append(
+                f"the original shows {name} in only {percent(before)} of the images that ask for it, so its absence says nothing."
+            )
+        elif share["high"] > limit:
+            more = (
+                "" if share["rate"] > limit else ", so it is not surely below: draw more images (--images-per-prompt, --prompts)"
+            )
+            found.append(
+                f"{name} is in {share['count']} of {share['n']} images ({percent(share['rate'])}, with 95 % confidence up to "
+                f"{100 * share['high']:.1f} %), the limit is {percent(limit)}{more}."
+            )
+    return found
+
+
 ENCODERS = {"erased": "the erased encoder", "control": "the original (the control)"}
 
 
