@@ -1,7 +1,7 @@
 """The nodes in ComfyUI's own code, at full size with random weights: ``python tests/in_comfyui.py COMFYUI [sd15|sd21|sdxl] [erase]``.
 
 A text encoder with random weights is loaded by ComfyUI's own loader; each exported file goes onto it by the node *Load erasure*; what ComfyUI's
-encoder then gives is compared with what transformers' gives of the erased encoder. With ``erase``, *Erase concept* runs too.
+encoder then gives is compared with what transformers' gives of the erased encoder. With ``erase``, *Erase concept* runs in its place.
 """
 
 from __future__ import annotations
@@ -70,6 +70,50 @@ def apart(one: Any, other: Any) -> float:
     return float((one - other).norm() / other.norm())
 
 
+def load_erasures(module: Any, original: Encoders, clip: Any, folder: Path) -> None:
+    changed = sd_erase.erase(original, "bicycle", method=f"{Small.__module__}:Small", progress=False)
+    moved = apart(expected(changed.model, PROMPTS[0]), expected(original, PROMPTS[0]))
+    assert moved > 0.01, moved
+    for kind in ("text_encoders", "loras"):
+        (folder / kind).mkdir()
+        folder_paths.add_model_folder_path(kind, str(folder / kind))
+    for form in ("comfyui", "lora", "lora-diff"):
+        place = "text_encoders" if form == "comfyui" else "loras"
+        changed.save(folder / place, form, rank=1 if form == "lora" else 0)
+    node = module.NODE_CLASS_MAPPINGS["SdEraseLoad"]
+    choices = node.INPUT_TYPES()["required"]["file"][0]
+    groups = {
+        "comfyui": [name for name in choices if name.startswith("text_encoders/")],
+        **{name: [name] for name in choices if name.startswith("loras/")},
+    }
+    assert len(groups) == 3, choices
+    for title, names in groups.items():
+        for strength in (1.0, 0.5):
+            started, new, about = time.perf_counter(), clip, ""
+            with torch.inference_mode():
+                for name in names:
+                    new, about = node().load(new, name, strength)["result"]
+            seconds = time.perf_counter() - started
+            differences = [apart(given(new, prompt), expected(changed.model, prompt)) for prompt in PROMPTS]
+            print(
+                f"Load erasure {title} at {strength:g}: {seconds:.1f} s, differences {differences[0]:.1e} {differences[1]:.1e} (moved {moved:.1e})"
+            )
+            assert max(differences) < 5e-3 if strength == 1.0 else differences[0] > 0.2 * moved
+            assert "WARNING" not in about, about
+    assert apart(given(clip, PROMPTS[0]), expected(original, PROMPTS[0])) < 5e-3  # the connected one is as it was
+
+
+def erase_concept(module: Any, original: Encoders, clip: Any) -> None:
+    started = time.perf_counter()
+    with torch.inference_mode():
+        new, about = module.NODE_CLASS_MAPPINGS["SdEraseConcept"]().erase(clip, "bicycle", "kite", "object", "", 1.0, 0)["result"]
+    seconds = time.perf_counter() - started
+    wanted = expected(original, "a kite next to a dog")
+    print(f"Erase concept: {seconds:.1f} s; to the anchor's caption {apart(given(new, PROMPTS[0]), wanted):.2f}, before {apart(given(clip, PROMPTS[0]), wanted):.2f}; "
+          f"another caption moved {apart(given(new, 'a dog on the grass'), given(clip, 'a dog on the grass')):.3f}\n{about}")  # fmt: skip
+    assert apart(given(new, PROMPTS[0]), wanted) < apart(given(clip, PROMPTS[0]), wanted)
+
+
 def main() -> None:
     spec = importlib.util.spec_from_file_location(
         "sd_erase_nodes",
@@ -93,47 +137,10 @@ def main() -> None:
         print(
             f"{ROW}: loaded by ComfyUI in {time.perf_counter() - started:.1f} s; as loaded {apart(given(clip, PROMPTS[0]), expected(original, PROMPTS[0])):.1e}"
         )
-        changed = sd_erase.erase(original, "bicycle", method=f"{Small.__module__}:Small", progress=False)
-        moved = apart(expected(changed.model, PROMPTS[0]), expected(original, PROMPTS[0]))
-        assert moved > 0.01, moved
-        for kind in ("text_encoders", "loras"):
-            (folder / kind).mkdir()
-            folder_paths.add_model_folder_path(kind, str(folder / kind))
-        for form in ("comfyui", "lora", "lora-diff"):
-            place = "text_encoders" if form == "comfyui" else "loras"
-            changed.save(folder / place, form, rank=1 if form == "lora" else 0)
-        node = module.NODE_CLASS_MAPPINGS["SdEraseLoad"]
-        choices = node.INPUT_TYPES()["required"]["file"][0]
-        groups = {
-            "comfyui": [name for name in choices if name.startswith("text_encoders/")],
-            **{name: [name] for name in choices if name.startswith("loras/")},
-        }
-        assert len(groups) == 3, choices
-        for title, names in groups.items():
-            for strength in (1.0, 0.5):
-                started, new, about = time.perf_counter(), clip, ""
-                with torch.inference_mode():
-                    for name in names:
-                        new, about = node().load(new, name, strength)["result"]
-                seconds = time.perf_counter() - started
-                differences = [apart(given(new, prompt), expected(changed.model, prompt)) for prompt in PROMPTS]
-                print(
-                    f"Load erasure {title} at {strength:g}: {seconds:.1f} s, differences {differences[0]:.1e} {differences[1]:.1e} (moved {moved:.1e})"
-                )
-                assert max(differences) < 5e-3 if strength == 1.0 else differences[0] > 0.2 * moved
-                assert "WARNING" not in about, about
-        assert apart(given(clip, PROMPTS[0]), expected(original, PROMPTS[0])) < 5e-3  # the connected one is as it was
         if "erase" in arguments:
-            started = time.perf_counter()
-            with torch.inference_mode():
-                new, about = module.NODE_CLASS_MAPPINGS["SdEraseConcept"]().erase(clip, "bicycle", "kite", "object", "", 1.0, 0)[
-                    "result"
-                ]
-            seconds = time.perf_counter() - started
-            wanted = expected(original, "a kite next to a dog")
-            print(f"Erase concept: {seconds:.1f} s; to the anchor's caption {apart(given(new, PROMPTS[0]), wanted):.2f}, before {apart(given(clip, PROMPTS[0]), wanted):.2f}; "
-                  f"another caption moved {apart(given(new, 'a dog on the grass'), given(clip, 'a dog on the grass')):.3f}\n{about}")  # fmt: skip
-            assert apart(given(new, PROMPTS[0]), wanted) < apart(given(clip, PROMPTS[0]), wanted)
+            erase_concept(module, original, clip)
+        else:
+            load_erasures(module, original, clip, folder)
 
 
 if __name__ == "__main__":
