@@ -112,7 +112,20 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     top = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
     names = {name.split(".")[0] for name in imports(top, path)}
-    eager = part_of(path) in {*FOUNDATION, "__init__", "cli", "flags", "demo", "stages", "runs", "commands", "listing", "doctor", "template", "__main__"}
+    eager = part_of(path) in {
+        *FOUNDATION,
+        "__init__",
+        "cli",
+        "flags",
+        "demo",
+        "stages",
+        "runs",
+        "commands",
+        "listing",
+        "doctor",
+        "template",
+        "__main__",
+    }
     if eager and part_of(path) not in {"pocket", "fitting", "sharding"}:  # which only a training and the pocket's builder import
         assert not names & HEAVY
 

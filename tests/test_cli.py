@@ -19,7 +19,18 @@ from sd_erase.errors import UserError
 from sd_erase.flags import resolve_config
 from sd_erase.rundir import RunDir
 
-ABOUT_NO_RUN = ("audit", "compare", "config", "doctor", "inspect", "list", "merge", "names", "reproduce", "sweep")  # about files, several runs, or many
+ABOUT_NO_RUN = (
+    "audit",
+    "compare",
+    "config",
+    "doctor",
+    "inspect",
+    "list",
+    "merge",
+    "names",
+    "reproduce",
+    "sweep",
+)  # about files, several runs, or many
 COMMANDS = sorted(set(main.commands) - set(ABOUT_NO_RUN))
 calls: list[tuple[str, RunConfig]] = []
 failure: list[BaseException] = []
