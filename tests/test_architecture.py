@@ -62,7 +62,7 @@ FOUNDATION = {
 }
 # a stage may import itself and what stands before it; stages of one row do not know each other
 ORDER = [
-    {"blip"}, {"clip"}, {"captions"}, {"pairs"}, {"asked"}, {"erasure"}, {"pipeline"}, {"images"}, {"detection"}, {"metrics"}, {"evaluation"},
+    {"blip"}, {"clip"}, {"captions"}, {"pairs"}, {"asked"}, {"erasure"}, {"pipeline"}, {"images"}, {"detection"}, {"metrics"}, {"judging"}, {"evaluation"},
     {"report", "export", "attacks", "probes"}, {"audit"}, {"preflight"}, {"stages"}, {"comparison_recipe"}, {"demo", "comparison", "reproduce"}, {"flags"}, {"launch"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
