@@ -193,36 +193,40 @@ def opinions(index: Sequence[dict[str, Any]], seen: Seen, concepts: Sequence[Con
         return []
     result = []
     for place, part in enumerate(judge.parts):
-        rows, apart = [], {}
+        rows: list[dict[str, Any]] = []
+        apart: dict[str, dict[str, dict[str, int]]] = {}
         for concept in concepts:
-            first, labels = judge.parts.index(judge.first(concept)), known_labels(concept, part)
-            if place <= first or not labels:
+            first, labels = judge.first(concept), known_labels(concept, part)
+            if not labels or place <= judge.parts.index(first):
                 continue
-            naming = [number for number, row in enumerate(index) if concept.find(row["prompt"])]
-            hits = {side: [[any(d.label in labels for d in one) for one in each[place]]] for side, each in seen.items()}
-            own = known_labels(concept, judge.parts[first])
-            for side, each in seen.items():
-                hits[side].append([any(d.label in own for d in one) for one in each[first]])
-            used = [hits[side][0] for side in SIDES if side in hits]
-            rows.append(rate_row(concept.name, "target", *_padded(used)))
-            if 0 < len(naming) < len(index):
-                named = [[each[number] for number in naming] for each in used]
-                rows.append(rate_row(f"{concept.name}{WHERE_NAMED}", "target_named", *_padded(named)))
-            apart[concept.name] = {
-                side: {
-                    "first": sum(b and not a for a, b in zip(*pair, strict=True)),
-                    "second": sum(a and not b for a, b in zip(*pair, strict=True)),
-                    "of": len(pair[0]),
-                }
-                for side, pair in hits.items()
-            }
+            own = _hits(seen, judge.parts.index(first), known_labels(concept, first))
+            others = _hits(seen, place, labels)
+            rows += _rows(concept, index, others)
+            apart[concept.name] = {side: _apart(own[side], others[side]) for side in seen}
         if rows:
             result.append({"judge": part.card["name"], "rows": rows, "apart": apart})
     return result
 
 
-def _padded(sides: list[list[bool]]) -> tuple[list[bool], list[bool] | None]:
-    return sides[0], sides[1] if len(sides) > 1 else None
+def _hits(seen: Seen, place: int, labels: frozenset[str]) -> dict[str, list[bool]]:
+    """Side -> whether the judge at `place` finds any of `labels` in each image."""
+    return {side: [any(each.label in labels for each in one) for one in found[place]] for side, found in seen.items()}
+
+
+def _rows(concept: Concept, index: Sequence[dict[str, Any]], hits: dict[str, list[bool]]) -> list[dict[str, Any]]:
+    """The rows of a concept, as `metrics.rates.detection_rates` makes them."""
+    naming = [number for number, row in enumerate(index) if concept.find(row["prompt"])]
+    rows = [rate_row(concept.name, "target", hits["original"], hits.get("erased"))]
+    if 0 < len(naming) < len(index):
+        named = {side: [found[number] for number in naming] for side, found in hits.items()}
+        rows.append(rate_row(f"{concept.name}{WHERE_NAMED}", "target_named", named["original"], named.get("erased")))
+    return rows
+
+
+def _apart(first: Sequence[bool], second: Sequence[bool]) -> dict[str, int]:
+    """In how many images only one of two judges finds something."""
+    pairs = Counter(zip(first, second, strict=True))
+    return {"first": pairs[True, False], "second": pairs[False, True], "of": len(first)}
 
 
 def compare(

@@ -215,7 +215,6 @@ def calibrate(
                     one.set_calibration(question.label, found)
 
 
-
 def _calibration(
     judge: ClipJudge,
     question: Question,

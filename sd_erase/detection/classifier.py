@@ -9,6 +9,7 @@ from typing import Any
 from sd_erase import hub, modelfiles
 from sd_erase.detection import BATCH_SIZE, Card, Detection, describe, groups_of, our_label, our_labels, whole
 from sd_erase.errors import UserError
+from sd_erase.weights import check_finite
 
 ADVICE = "pass a folder with config.json and model.safetensors"
 YOLO_SIZE = 224  # pixels that ultralytics' classifiers are trained with
@@ -70,10 +71,7 @@ _Loaded = tuple[Any, Callable[[list[Any]], Any], bool, list[str], Path, int]
 
 def _from_transformers(card: Card) -> _Loaded:
     """Model, preparation, whether it sees several classes an image, their names, its file and its input's side."""
-    import torch
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
-
-    from sd_erase.weights import build, load, stored
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     folder = hub.folder_of(card.weights, ADVICE)
     if not (folder / "config.json").is_file():
@@ -85,10 +83,17 @@ def _from_transformers(card: Card) -> _Loaded:
         )
     files = hub.weight_files(card.weights, "", "model", f"classifier {card.weights}", ADVICE)
     with hub.loading(card.weights):
-        settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model = build(lambda: AutoModelForImageClassification.from_config(settings, trust_remote_code=False))
-        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, use_fast=True)
-    load(model, stored(files), torch.float32, "classifier", card.weights, finite=True)
+        # counters of normalisation layers are whole numbers, which `weights.load` takes for quantised ones
+        model, told = AutoModelForImageClassification.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True, local_files_only=True
+        )
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, use_fast=True, local_files_only=True)
+    if wrong := [str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in told.get(kind) or ()]:
+        raise UserError(
+            f"Judge {card.name}: the weights of {card.weights} do not fit its config.json ({len(wrong)} tensors, first {wrong[0]}): restore both."
+        )
+    check_finite(model.state_dict(), "classifier", card.weights)
+    settings = model.config
     names = [str(settings.id2label[place]) for place in range(len(settings.id2label))]
     several = getattr(settings, "problem_type", None) == "multi_label_classification"
     size = getattr(processor, "crop_size", None) or getattr(processor, "size", None) or {}
