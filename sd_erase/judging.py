@@ -250,7 +250,7 @@ def _calibration(
     sides = {}
     for name, prompts in (("concept", texts), ("anchor", plain)):
         wanted = [Prompt(text, SEED + place) for place, text in enumerate(prompts)]
-        own = folder / fingerprint(question.label, inputs)[:8] / name
+        own = folder / fingerprint(texts, plain)[:8] / name  # what lies there is known again by its own stamp
         paths = draw(original(), wanted, own, settings, stamp=stamp, progress=progress)
         sides[name] = [opened(path, "sd-erase evaluate") for path in paths]
     told = [pair for pair in zip(sides["concept"], sides["anchor"], strict=True) if not any(map(is_flat, pair))]

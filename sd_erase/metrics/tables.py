@@ -110,7 +110,7 @@ def _opinions(result: dict[str, Any]) -> list[str]:
         return []
     first = result["detector"].get("judges", [result["detector"]])[0]["name"]
     rows = [[opinion["judge"], *_cells(row)] for opinion in found for row in opinion["rows"]]
-    said = [markdown.sentence(text) for opinion in found for text in apart_sentences(opinion, first)]
+    said = [f"- {markdown.sentence(text)}" for opinion in found for text in apart_sentences(opinion, first)]
     return ["", "## A second judge", "", *markdown.table(["Judge", *HEADERS], rows), "", *said]
 
 
