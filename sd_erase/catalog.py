@@ -38,6 +38,9 @@ READERS = {
 DETECTORS = {
     "yolo": "sd_erase.detection.yolo:YoloDetector",
     "onnx": "sd_erase.detection.onnx:OnnxDetector",
+    "clip": "sd_erase.detection.clip:ClipJudge",
+    "classifier": "sd_erase.detection.classifier:Classifier",
+    "nudenet": "sd_erase.detection.nudenet:NudeNet",
 }
 EXPORTS = {
     "comfyui": "sd_erase.export.text_encoder:export",

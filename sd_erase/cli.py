@@ -293,7 +293,7 @@ def harvest_summary(result: dict[str, Any]) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """The evaluation's table as it stands in the terminal."""
-    from sd_erase.evaluation import render_table
+    from sd_erase.metrics.tables import render_table
 
     return as_text(render_table(result))
 
@@ -416,12 +416,15 @@ def generate(as_json: bool, **flags: Any) -> None:
 @fail_over
 @settings(*section("evaluate"))
 def evaluate(as_json: bool, limit: float | None, **flags: Any) -> None:
-    """Count how often a detector finds the concept, and all else that the prompts name.
+    """Count how often a judge finds the concept, and all else that the prompts name.
+
+    Objects are judged by the base's detector, styles and people by its own frozen CLIP, nudity by nudenet, or by --judge.
 
     \b
     Example:
       sd-erase evaluate
-      sd-erase evaluate --detector yolov5su --confidence 0.4 --json
+      sd-erase evaluate --judge yolov5su --confidence 0.4 --json
+      sd-erase evaluate --judge clip --judge pocket
       sd-erase evaluate --fail-over 2%
     """
     result = perform(("evaluate",), *parallel.agreed(lambda: resume(flags, "evaluate")), as_json)
@@ -802,7 +805,7 @@ def audit_command(
     Example:
       sd-erase audit outputs/bicycle-pocket-0001
       sd-erase audit bicycle-sd15-text_encoder-vit-l-fp16.safetensors --quick
-      sd-erase audit someones-pipeline --concept "van gogh" --base sd14 --detector my-detector.yaml
+      sd-erase audit someones-pipeline --concept "van gogh" --base sd14 --judge clip:my-clip
     """
     from sd_erase.auditing.card import render
     from sd_erase.auditing.job import Asked, audit, default_folder

@@ -26,9 +26,10 @@ from sd_erase.config import RunConfig, to_dict
 from sd_erase.detection import Detector
 from sd_erase.drawing import Settings, base_stamp
 from sd_erase.erasure.sd import anchored
-from sd_erase.evaluation import decides, detect_files, detector_of
+from sd_erase.evaluation import decides, detect_files
 from sd_erase.folders import Busy, Hold, claim, locked, working_in
 from sd_erase.images import draw, files_of, sheet
+from sd_erase.judging import calibrate, calibrations, judge_of, labelled, refuse_erased_of
 from sd_erase.metrics.rates import wilson
 from sd_erase.probes import Coherence, answers, probes, psnr
 from sd_erase.progress import NoProgress, Progress
@@ -126,13 +127,14 @@ def _sheet(concepts: str) -> str:
 
 
 class _Bench:
-    """The models, detector and original images that all cells share."""
+    """The models, judge and original images that all cells share."""
 
     def __init__(self, recipe: Recipe, folder: Path, progress: Progress, done: list[str]):
         self.recipe, self.folder, self.progress, self.done = recipe, folder, progress, done
         self.originals: dict[str, dict[str, Any]] = {}  # concepts -> the original beside the first method
         self._models: dict[str, Any] = {}
-        self._detected = self._base_stamp = self._stamp = ""  # of the detector and base; of the base; of what it is drawn with
+        self._base_stamp = self._stamp = ""  # of the base; of what it is drawn with
+        self._judges: dict[tuple[str, str], Detector] = {}  # by concepts and anchors: a CLIP is asked for words
         self._first: dict[tuple[str, str], list[str]] = {}
         # by concepts and what the groups of prompts are: methods may choose other anchors
         self._measured: dict[tuple[str, str], dict[str, Any]] = {}
@@ -157,12 +159,14 @@ class _Bench:
             run_stage("harvest", config, run, self.progress)
             trained = run_stage("train", config, run, self.progress)
             found = read_concepts(run)
+            judge = self._judge(config, run, concepts, found, trained["anchor"])
+            found = labelled(found, judge)
             groups = probes(found, trained["anchor"], bases.resolve(config.base), config.generate.prompts, self.recipe.prompts)
-            inputs = self._inputs(config, run, groups)
+            inputs = self._inputs(config, run, groups, judge)
             pictures = self._pictures(config, run, concepts, groups)
             cell = self._known(path, inputs, pictures)
             if cell is None:
-                answered = self._answers(config, run, concepts, trained, found, groups)
+                answered = self._answers(config, run, concepts, trained, found, groups, judge)
                 cell = {"method": method, "concepts": concepts, "seed": seed, "inputs": inputs, **answered}
                 cell["pictures"] = digests.of_images(pictures)
                 cell = json.loads(json.dumps(cell))  # as it will be read: the seal is of that
@@ -173,16 +177,25 @@ class _Bench:
         self.originals.setdefault(concepts, cell["original"])
         return cell
 
-    def _inputs(self, config: RunConfig, run: RunDir, groups: dict[str, list[str]]) -> str:
+    def _judge(self, config: RunConfig, run: RunDir, concepts: str, found: list[Concept], anchors: dict[str, str]) -> Detector:
+        """The judge of a set of concepts and their anchors; that it is not this run's erased encoder is looked at each time."""
+        base, key = bases.resolve(config.base), (concepts, fingerprint(anchors))
+        if key not in self._judges:
+            self._judges = {key: judge_of(config, base, found, anchors)}  # one CLIP in memory
+        refuse_erased_of(self._judges[key], base, run)
+        return self._judges[key]
+
+    def _detected(self, judge: Detector) -> str:
+        """Of the judge and the base."""
+        return fingerprint(decides(judge), self._base_stamp)
+
+    def _inputs(self, config: RunConfig, run: RunDir, groups: dict[str, list[str]], judge: Detector) -> str:
         """All that the answers of a cell depend on, by content."""
-        if not self._detected:
-            self._detector = detector_of(config, run)
-            self._base_stamp = base_stamp(bases.resolve(config.base), self.progress)
-            self._detected = fingerprint(decides(self._detector), self._base_stamp)
+        self._base_stamp = self._base_stamp or base_stamp(bases.resolve(config.base), self.progress)
         encoder = chain.Chain(run, config).now("encoder")
         code = digests.of_sources("comparison", "probes", "attacks")
         asked = (self.recipe.images, groups, self.recipe.attacked, config.seed)
-        return fingerprint(to_dict(config), asked, encoder, self._detected, code)
+        return fingerprint(to_dict(config), asked, encoder, self._detected(judge), code)
 
     def _pictures(self, config: RunConfig, run: RunDir, concepts: str, groups: dict[str, list[str]]) -> list[str]:
         """The images from which the answers of a cell are counted."""
@@ -215,9 +228,18 @@ class _Bench:
         trained: dict[str, Any],
         found: list[Concept],
         groups: dict[str, list[str]],
+        detector: Detector,
     ) -> dict[str, Any]:
         """Draw with one cell's encoder and answer the questions."""
-        pipeline, detector, coherence = self._shared(config)
+        pipeline, coherence = self._shared(config)
+        calibrate(
+            detector,
+            config,
+            bases.resolve(config.base),
+            self.folder / "original" / _name(concepts),
+            self.progress,
+            lambda: pipeline,
+        )
         original = self._original(config, concepts, groups, found, pipeline, detector, coherence)
         from sd_erase.pipeline import erased_pipeline
 
@@ -241,8 +263,10 @@ class _Bench:
         if self.recipe.attacked:
             cell["attacked"] = self.recipe.attacked
             cell["attack"], cell["original"]["attack"] = self._attack(
-                config, concepts, erased, found, trained["anchor"], groups, run, stamp
+                config, concepts, erased, found, trained["anchor"], groups, run, stamp, detector
             )
+        cell["judge"] = {key: detector.card[key] for key in ("name", "weights", "weights_sha256")}
+        cell["calibrations"] = calibrations(detector)
         cell["seconds"] = trained["seconds"]
         cell["peak_memory_mb"] = trained["peak_memory_mb"]
         cell["clip_similarity"] = _similarity(run)
@@ -254,7 +278,7 @@ class _Bench:
         seen, pictures = detect_files(detector, paths, f"{group} detections", self.progress)
         return answers(group, prompts, seen, pictures, concepts, detector)
 
-    def _shared(self, config: RunConfig) -> tuple[Any, Detector, Coherence]:
+    def _shared(self, config: RunConfig) -> tuple[Any, Coherence]:
         if not self._models:
             import torch
 
@@ -263,7 +287,7 @@ class _Bench:
             base, device = bases.resolve(config.base), resources.device(config.device)
             self._models = {"pipeline": load_original(base, device, torch.float32), "coherence": Coherence(base, device)}
             self._stamp = fingerprint(base_stamp(base), device.type)  # only now does a hub's model surely lie here
-        return self._models["pipeline"], self._detector, self._models["coherence"]
+        return self._models["pipeline"], self._models["coherence"]
 
     def _settings(self, config: RunConfig, group: str) -> Settings:
         """How the images of a group are drawn."""
@@ -332,11 +356,12 @@ class _Bench:
         groups: dict[str, list[str]],
         run: RunDir,
         stamp: str,
+        detector: Detector,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The prefix search against one cell's encoder, and against the original with the anchor in the concept's place."""
         import torch
 
-        original, detector, _ = self._shared(config)
+        original, _ = self._shared(config)
         settings, key = self._settings(config, "named"), (concepts, fingerprint(groups))
         labels = frozenset(label for concept in found for label in concept.labels) & detector.labels
         if key not in self.attacked:
@@ -346,14 +371,14 @@ class _Bench:
             plain = [anchored(prompt, found, anchors) for prompt in latents]
             shown = torch.stack(list(latents.values()))
             searched = attacks.measure(
-                original, plain, shown, folder, config.attack, settings, detector, labels, stamp=known, shown=self._detected,
+                original, plain, shown, folder, config.attack, settings, detector, labels, stamp=known, shown=self._detected(detector),
                 arms=("search",), progress=self.progress,
             )  # fmt: skip
             self.attacked[key] = list(latents), shown, attacks.shares(searched)
         prompts, shown, control = self.attacked[key]
         rows = attacks.measure(
             erased, prompts, shown, run.path / "probes" / "attack", config.attack, settings, detector, labels, stamp=stamp,
-            shown=self._detected, arms=("random", "search"), progress=self.progress,
+            shown=self._detected(detector), arms=("random", "search"), progress=self.progress,
         )  # fmt: skip
         return attacks.shares(rows), control
 
@@ -511,9 +536,18 @@ def render(result: dict[str, Any]) -> str:
                 *([row["method"], *(_cell(row[key], key) for _, key in COLUMNS)] for row in result["rows"]),
             ],
         ),
+        *_judges(result),
         *_left_out(result),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _judges(result: dict[str, Any]) -> list[str]:
+    """Lines on what looked at the images, and how far a CLIP among them can be trusted."""
+    cards = [cell.get("judge") or {"name": "unknown", "weights": "unknown"} for cell in result["cells"]]
+    shown = dict.fromkeys(f"{card['name']} ({card['weights']})" for card in cards)
+    told = dict.fromkeys(text for cell in result["cells"] for text in cell.get("calibrations", ()))
+    return ["", f"Judge: {markdown.text(', '.join(shown))}.", *(f"\n> {markdown.sentence(text)}" for text in told)]
 
 
 def _left_out(result: dict[str, Any]) -> list[str]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sd_erase import preflight, resources, schema, yamlfile
+from sd_erase import bases, preflight, resources, schema, yamlfile
 from sd_erase.concepts import load_concepts
 from sd_erase.config import RunConfig, check_methods, check_seeds, from_dict, override, refuse_consent
 from sd_erase.errors import UserError, shortened
-from sd_erase.evaluation import detector_of
+from sd_erase.judging import judge_of
 from sd_erase.probes import unlisted_words
 from sd_erase.rundir import fingerprint
 from sd_erase.schema import Rule, SettingsError
@@ -151,14 +151,12 @@ def check(recipe: Recipe, folder: Path) -> None:
                 preflight.check(configs[0], stages)
             except SettingsError as error:
                 raise UserError(f"Method {method!r} on {concepts!r}: {error}") from error
-    known = detector_of(configs[0]).labels
     for concepts in recipe.concepts:
-        for concept in load_concepts(config_of(recipe, folder, next(iter(recipe.methods)), concepts, recipe.seeds[0])):
-            if not known & set(concept.labels):
-                raise UserError(
-                    f"Concept {concept.name!r} has no label that the detector can find, so nothing could be counted: leave it out of the "
-                    "recipe, or write evaluate.detector under settings with one that knows it."
-                )
+        config = config_of(recipe, folder, next(iter(recipe.methods)), concepts, recipe.seeds[0])
+        try:
+            judge_of(config, bases.resolve(config.base), load_concepts(config))
+        except UserError as error:
+            raise UserError(f"{str(error).rstrip('.')}; in a recipe evaluate.judge stands under settings.") from error
 
 
 def _check_names(path: Path, what: str, names: Sequence[str]) -> None:

@@ -80,11 +80,16 @@ class GenerateConfig:
         _check(self, "generate")
 
 
+MOST_JUDGES = 2
+
+
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Images into detections and rates."""
 
-    detector: str = setting("auto")  # a card's name or a path to one; "auto": the base's default
+    judge: tuple[str, ...] = setting(())  # cards' names or paths, NAME:WEIGHTS for other weights; empty: `detector`
+    detector: str = setting("auto")  # one judge, as `judge` names it; "auto": by the concepts' kinds
+    calibration: int = setting(40, low=4, high=10_000)  # images each of the concept and of its anchor, for a CLIP's threshold
     confidence: float = setting(-1.0, low=0, high=1, open_ends=True, also=(-1,))  # -1: the card's
     image_size: int = setting(0, low=0, high=MAX_PIXELS, multiple_of=32)  # pixels; 0: the card's
     trust_pickle: bool = setting(False)  # read a detector that is a pickle; consent, so never taken from a file nor kept in one
@@ -177,6 +182,11 @@ def _relations(config: RunConfig) -> list[Fault]:
                 "a LoRA holds the text tower only: pass text",
             )
         )
+    if config.evaluate.judge and config.evaluate.detector != "auto":
+        better = "pass --judge alone; where the run's own settings name a detector, with --detector auto beside it"
+        faults.append(Fault("evaluate.judge", "is given together with evaluate.detector, which means the same", better))
+    if len(config.evaluate.judge) > MOST_JUDGES:
+        faults.append(Fault("evaluate.judge", f"names {len(config.evaluate.judge)} judges", f"pass at most {MOST_JUDGES}"))
     last = max(config.generate.images_per_prompt, config.attack.images_per_prompt) - 1
     if config.seed + last > MAX_SEED:
         faults.append(

@@ -299,6 +299,34 @@ def unreadable() -> tuple[type[Exception], ...]:
     return UnidentifiedImageError, Image.DecompressionBombError, OSError, ImportError, SyntaxError, ValueError
 
 
+FLAT_SPREAD = 3  # of 255: an image whose every channel spans no more is a single colour
+
+
+def is_flat(image: Any) -> bool:
+    """Whether a PIL image is of a single colour, as pipelines write where the numbers overflowed."""
+    channels: Any = image.convert("RGB").getextrema()  # of one channel a pair, of several a tuple of pairs
+    return all(high - low <= FLAT_SPREAD for low, high in channels)
+
+
+def opened(path: Path, mend: str) -> Any:
+    """The PIL image of a file, read whole.
+
+    Args:
+        mend: the command that draws it again.
+
+    Raises:
+        UserError: it is missing, or no image.
+    """
+    import PIL.Image
+
+    try:
+        image = PIL.Image.open(path)
+        image.load()
+    except unreadable() as error:
+        raise UserError(f"Image {path} is missing or damaged: run `{mend}` again.") from error
+    return image
+
+
 def pixel_digest(image: Any) -> str:
     """SHA-256 of a PIL image's pixels, mode and size."""
     digest = hashlib.sha256(f"{image.mode} {image.size}".encode())

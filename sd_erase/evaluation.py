@@ -1,7 +1,8 @@
 """Images into rates: how often the erased concept, and every other object that the prompts name, is still found.
 
 Reads ``images/index.jsonl``, its images and ``concepts.json``. Writes ``detections/{original,erased}.jsonl`` (one line an
-image: its index row's keys and ``detections``), ``report/evaluation.json`` and ``report/evaluation.md``.
+image: its index row's keys, ``detections`` and, of several judges, ``by_judge``), ``report/evaluation.json`` and
+``report/evaluation.md``; of a CLIP that judges also ``cache/calibration/``.
 """
 
 from __future__ import annotations
@@ -13,13 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sd_erase import bases, chain, digests, forms, jsonfile, markdown, parallel, provenance, resources
+from sd_erase import chain, digests, forms, jsonfile, parallel, provenance
 from sd_erase.concepts import Concept, all_cards, read_concepts
 from sd_erase.config import RunConfig
-from sd_erase.detection import BATCH_SIZE, Detection, Detector, load_detector
-from sd_erase.drawing import unreadable
+from sd_erase.detection import BATCH_SIZE, Detection, Detector
+from sd_erase.detection.panel import Panel, judges_of, known_labels
+from sd_erase.drawing import is_flat, opened
 from sd_erase.errors import UserError
-from sd_erase.metrics.rates import ImagePair, detection_rates, is_found, surplus, surplus_p_values
+from sd_erase.judging import calibrate, calibrations, judge_of_run, labelled, things
+from sd_erase.metrics.rates import WHERE_NAMED, ImagePair, detection_rates, is_found, surplus, surplus_p_values
+from sd_erase.metrics.rates import row as rate_row
+from sd_erase.metrics.tables import render_markdown
+from sd_erase.metrics.unlearncanvas import measures
 from sd_erase.metrics.verdicts import doubts
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.rundir import RunDir, fingerprint, write_json_atomic, write_jsonl_atomic, write_text_atomic
@@ -28,7 +34,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIDES = ("original", "erased")
-FLAT_SPREAD = 3  # of 255: an image whose every channel spans no more is a single colour
 
 
 def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -> dict[str, Any]:
@@ -41,26 +46,45 @@ def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -
 
     Returns:
         The manifest "evaluate": ``rows`` (see `metrics.rates.row`; roles "target", "target_named", "others", "object"),
-        ``surplus`` of each side, ``per_prompt``, ``detector``, ``flat`` (side -> images of a single colour; pairs with one are
+        ``surplus`` of each side, ``opinions``, ``unlearncanvas``, ``per_prompt``, ``detector``, ``flat`` (side -> images of a single colour; pairs with one are
         left out), ``identical`` (pairs that name a concept and are the same to the pixel) and ``warnings``.
 
     Raises:
-        UserError: no images, no concept that the detector can find, or a bad detector.
+        UserError: no images, a concept that no judge knows, a bad judge, or one that is the erased encoder itself.
     """
     progress = progress or NoProgress()
     run.require("generate", "generate")
     links = chain.Chain(run, config, progress)
     links.require("generate")
-    concepts = read_concepts(run)
+    plain = read_concepts(run)
     index = list(run.drawn())
-    detector = detector_of(config, run)
+    base = chain.base_of(run, config)
+    judge = judge_of_run(config, base, run, plain)
+    concepts = labelled(plain, judge)
     read = links.reads("evaluate")
-    inputs = fingerprint(read["images"], [concept.to_dict() for concept in concepts], decides(detector))
+    inputs = fingerprint(read["images"], [concept.to_dict() for concept in concepts], decides(judge))
     if run.is_complete("evaluate", inputs) and links.holds("evaluate"):
         return {**(run.read_manifest("evaluate") or {}), **stored(run)}
+    calibrate(judge, config, base, run.cache, progress)
     if parallel.is_main():
         run.reopen("evaluate")
-    found: dict[str, list[list[Detection]]] = {}
+    seen, pictures = _looked(run, index, judge, progress)
+    if not parallel.is_main():
+        return {}
+    result = {**_counted(index, seen, pictures, plain, concepts, judge), "base": config.base}
+    write_json_atomic(run.report / "evaluation.json", result)
+    write_text_atomic(run.report / "evaluation.md", render_markdown(result))
+    return run.complete("evaluate", inputs, {**result, "from": read, "made": links.makes("evaluate")})
+
+
+Seen = dict[str, list[list[list[Detection]]]]  # side -> judge -> image -> detections
+
+
+def _looked(
+    run: RunDir, index: Sequence[dict[str, Any]], judge: Detector, progress: Progress
+) -> tuple[Seen, dict[str, list[Picture]]]:
+    """What each judge finds in the images of each side, which is written down, and what the images are."""
+    seen: Seen = {}
     pictures: dict[str, list[Picture]] = {}
     for side in SIDES:
         if not all(row.get(side) for row in index):
@@ -68,39 +92,48 @@ def evaluate(config: RunConfig, run: RunDir, progress: Progress | None = None) -
                 (run.detections / f"{side}.jsonl").unlink(missing_ok=True)  # of images that were drawn before
             continue
         paths = [run.images / row[side] for row in index]
-        found[side], pictures[side] = detect_files(detector, paths, f"{side} detections", progress)
-        if not parallel.is_main():
-            continue
-        rows = (
-            {
-                "image": row[side],
-                "prompt_index": row["prompt_index"],
-                "seed": row["seed"],
-                "detections": [{"label": each.label, "score": round(each.score, 4), "box": _rounded(each.box)} for each in one],
-            }
-            for row, one in zip(index, found[side], strict=True)
-        )
-        write_jsonl_atomic(run.detections / f"{side}.jsonl", rows)
-    if not parallel.is_main():
-        return {}
+        looked = [detect_files(one, paths, f"{side} detections", progress) for one in judges_of(judge)]
+        seen[side], pictures[side] = [found for found, _ in looked], looked[0][1]
+        if parallel.is_main():
+            write_jsonl_atomic(run.detections / f"{side}.jsonl", _lines(index, side, seen[side], judge))
+    return seen, pictures
+
+
+def _counted(
+    index: Sequence[dict[str, Any]],
+    seen: Seen,
+    pictures: dict[str, list[Picture]],
+    plain: Sequence[Concept],
+    concepts: Sequence[Concept],
+    judge: Detector,
+) -> dict[str, Any]:
+    """The comparison of the images that are no single colour, with what is to be said of it.
+
+    Args:
+        plain, concepts: what was erased, with its cards' labels and with the judge's.
+
+    Raises:
+        UserError: all images are.
+    """
     told = [number for number in range(len(index)) if not any(each[number].flat for each in pictures.values())]
     if not told:
         raise UserError(
             "Every image pair has an image of a single colour, so nothing can be measured: the model overflowed; run "
             "`sd-erase generate --device cpu`."
         )
-    kept = {side: [each[number] for number in told] for side, each in found.items()}
-    cards = all_cards().values()
-    result = compare([index[number] for number in told], kept["original"], kept.get("erased"), concepts, cards, detector.labels)
+    rows = [index[number] for number in told]
+    kept = {side: [[each[number] for number in told] for each in all_found] for side, all_found in seen.items()}
+    merged = {side: merged_of(judge, each) for side, each in kept.items()}
+    cards = things(concepts, judge)
+    result = compare(rows, merged["original"], merged.get("erased"), concepts, cards, judge.labels)
+    result["opinions"] = opinions(rows, kept, plain, judge)
     result["left_out"] = len(index) - len(told)
     result["flat"] = {side: sum(picture.flat for picture in each) for side, each in pictures.items()}
     result["identical"] = _identical(index, pictures, concepts)
-    result["warnings"] = doubts(result) + result["warnings"]
-    result["detector"] = detector.card
-    result["base"] = config.base
-    write_json_atomic(run.report / "evaluation.json", result)
-    write_text_atomic(run.report / "evaluation.md", render_markdown(result))
-    return run.complete("evaluate", inputs, {**result, "from": read, "made": links.makes("evaluate")})
+    result["detector"] = judge.card
+    result["labels"] = {concept.name: list(concept.labels) for concept in concepts}
+    result["warnings"] = doubts(result) + calibrations(judge) + result["warnings"]
+    return result
 
 
 def stored(run: RunDir) -> dict[str, Any]:
@@ -113,26 +146,87 @@ def stored(run: RunDir) -> dict[str, Any]:
     return found
 
 
-def decides(detector: Detector) -> str:
-    """A fingerprint of all that decides what is found in an image and what is counted: detector, cards of concepts, code."""
-    versions = [provenance.version_of(name) for name in ("ultralytics", "onnxruntime")]
-    code = digests.of_sources("detection", "evaluation", "metrics", "concepts")
-    return fingerprint(detector.card, sorted(detector.labels), [card.to_dict() for card in all_cards().values()], versions, code)
+def decides(judge: Detector) -> str:
+    """A fingerprint of all that decides what is found in an image and what is counted: judge, cards of concepts, code.
 
-
-def detector_of(config: RunConfig, run: RunDir | None = None) -> Detector:
-    """The detector that the settings name, or else that of the base (of `run`, which knows a base that is no longer at hand).
-
-    Raises as `load_detector` does.
+    A calibration is no part of it: it follows from the judge, what it is asked and the base.
     """
-    name = config.evaluate.detector
-    if name == "auto":
-        name = (bases.resolve(config.base) if run is None else chain.base_of(run, config)).detector
-    wanted = config.evaluate
-    overrides: dict[str, Any] = {} if wanted.confidence < 0 else {"confidence": wanted.confidence}
-    if wanted.image_size:
-        overrides["image_size"] = wanted.image_size
-    return load_detector(name, device=resources.device(config.device), trust_pickle=wanted.trust_pickle, **overrides)
+    versions = [provenance.version_of(name) for name in ("ultralytics", "onnxruntime")]
+    code = digests.of_sources("detection", "evaluation", "judging", "metrics", "concepts")
+    cards = [{key: value for key, value in one.card.items() if key != "calibration"} for one in judges_of(judge)]
+    return fingerprint(cards, sorted(judge.labels), [card.to_dict() for card in all_cards().values()], versions, code)
+
+
+def merged_of(judge: Detector, found: Sequence[list[list[Detection]]]) -> list[list[Detection]]:
+    """What counts in each image of what each judge found there."""
+    return judge.merged(found) if isinstance(judge, Panel) else found[0]
+
+
+def _lines(
+    index: Sequence[dict[str, Any]], side: str, seen: Sequence[list[list[Detection]]], judge: Detector
+) -> Iterable[dict[str, Any]]:
+    """The lines of one side's list of detections."""
+
+    def written(found: Sequence[Detection]) -> list[dict[str, Any]]:
+        return [{"label": each.label, "score": round(each.score, 4), "box": _rounded(each.box)} for each in found]
+
+    names = [one.card["name"] for one in judges_of(judge)]
+    for row, one, *each in zip(index, merged_of(judge, seen), *seen, strict=True):
+        line = {"image": row[side], "prompt_index": row["prompt_index"], "seed": row["seed"], "detections": written(one)}
+        several = {f"{place} {name}": written(own) for place, (name, own) in enumerate(zip(names, each, strict=True), 1)}
+        yield {**line, "by_judge": several} if len(names) > 1 else line
+
+
+def opinions(index: Sequence[dict[str, Any]], seen: Seen, concepts: Sequence[Concept], judge: Detector) -> list[dict[str, Any]]:
+    """What each further judge that knows an erased concept says of it, and how often it differs from the first.
+
+    Args:
+        index: the images' index rows.
+        seen: side -> judge -> image -> detections.
+        concepts: what was erased, with their cards' labels.
+
+    Returns:
+        For each judge behind the first that knows a concept: ``judge``, ``rows`` (of the targets, see `metrics.rates.row`) and ``apart``:
+        concept -> side -> images in which only the ``first`` judge finds it, only the ``second``, and ``of`` how many.
+    """
+    if not isinstance(judge, Panel):
+        return []
+    result = []
+    for place, part in enumerate(judge.parts):
+        rows: list[dict[str, Any]] = []
+        apart: dict[str, dict[str, dict[str, int]]] = {}
+        for concept in concepts:
+            first, labels = judge.first(concept), known_labels(concept, part)
+            if not labels or place <= judge.parts.index(first):
+                continue
+            own = _hits(seen, judge.parts.index(first), known_labels(concept, first))
+            others = _hits(seen, place, labels)
+            rows += _rows(concept, index, others)
+            apart[concept.name] = {side: _apart(own[side], others[side]) for side in seen}
+        if rows:
+            result.append({"judge": part.card["name"], "rows": rows, "apart": apart})
+    return result
+
+
+def _hits(seen: Seen, place: int, labels: frozenset[str]) -> dict[str, list[bool]]:
+    """Side -> whether the judge at `place` finds any of `labels` in each image."""
+    return {side: [any(each.label in labels for each in one) for one in found[place]] for side, found in seen.items()}
+
+
+def _rows(concept: Concept, index: Sequence[dict[str, Any]], hits: dict[str, list[bool]]) -> list[dict[str, Any]]:
+    """The rows of a concept, as `metrics.rates.detection_rates` makes them."""
+    naming = [number for number, row in enumerate(index) if concept.find(row["prompt"])]
+    rows = [rate_row(concept.name, "target", hits["original"], hits.get("erased"))]
+    if 0 < len(naming) < len(index):
+        named = {side: [found[number] for number in naming] for side, found in hits.items()}
+        rows.append(rate_row(f"{concept.name}{WHERE_NAMED}", "target_named", named["original"], named.get("erased")))
+    return rows
+
+
+def _apart(first: Sequence[bool], second: Sequence[bool]) -> dict[str, int]:
+    """In how many images only one of two judges finds something."""
+    pairs = Counter(zip(first, second, strict=True))
+    return {"first": pairs[True, False], "second": pairs[False, True], "of": len(first)}
 
 
 def compare(
@@ -141,7 +235,7 @@ def compare(
     erased: Sequence[Sequence[Detection]] | None,
     concepts: Sequence[Concept],
     cards: Iterable[Concept],
-    known_labels: frozenset[str],
+    known: frozenset[str],
 ) -> dict[str, Any]:
     """The comparison from detections alone.
 
@@ -151,18 +245,18 @@ def compare(
         erased: of each row's erased image, or None.
         concepts: what was erased.
         cards: the concepts whose words are looked for in the prompts.
-        known_labels: what the detector can find.
+        known: what the detector can find.
 
     Returns:
         ``concepts``, ``prompts``, ``images``, ``rows``, ``naming`` (concept -> images whose prompt names it), ``surplus``,
-        ``surplus_p``, ``per_prompt``, ``warnings``.
+        ``surplus_p``, ``unlearncanvas``, ``per_prompt``, ``warnings``.
 
     Raises:
         UserError: the detector knows no label of an erased concept.
     """
     targets = {}
     for concept in concepts:
-        targets[concept.name] = frozenset(concept.labels) & known_labels
+        targets[concept.name] = frozenset(concept.labels) & known
         if not targets[concept.name]:
             raise UserError(
                 f"Concept {concept.name!r} has no label that this detector can find "
@@ -176,16 +270,17 @@ def compare(
         warnings.append(
             f"The detector cannot tell {', '.join(targets)} from {', '.join(clashes)} (one label): the latter are not counted."
         )
-    unknown = sorted({card.name for _, others in named.values() for card in others if not known_labels & frozenset(card.labels)})
+    unknown = sorted({card.name for _, others in named.values() for card in others if not known & frozenset(card.labels)})
     if unknown:
         warnings.append(f"The detector has no label for {', '.join(unknown)}: named by prompts but not counted.")
-    pairs = []
+    pairs, kinds = [], {concept.name: concept.kind for concept in concepts}
     for number, row in enumerate(index):
         naming, others = named[row["prompt"]]
         objects = {}
         for card in others:
-            labels = frozenset(card.labels) & known_labels
+            labels = frozenset(card.labels) & known
             if labels and not labels & target_labels:
+                kinds[" or ".join(sorted(labels))] = card.kind
                 objects[" or ".join(sorted(labels))] = labels  # by label, so that "a woman and a man" ask for one "person"
         pairs.append(
             ImagePair(
@@ -205,6 +300,7 @@ def compare(
         "naming": {name: sum(name in pair.targets for pair in pairs) for name in targets},
         "surplus": {side: surplus(pairs, side, targets) for side in sides},
         "surplus_p": {} if erased is None else surplus_p_values(pairs, targets),
+        "unlearncanvas": measures(pairs, targets, kinds),
         "per_prompt": _per_prompt(index, pairs, targets, sides),
         "warnings": warnings,
     }
@@ -257,9 +353,7 @@ class Picture:
     @classmethod
     def of(cls, image: Image) -> Picture:
         colours = image.convert("RGB")
-        channels: Any = colours.getextrema()  # of one channel a pair, of several a tuple of pairs
-        flat = all(high - low <= FLAT_SPREAD for low, high in channels)
-        return cls(flat, hashlib.sha256(repr(colours.size).encode() + colours.tobytes()).hexdigest())
+        return cls(is_flat(colours), hashlib.sha256(repr(colours.size).encode() + colours.tobytes()).hexdigest())
 
 
 def _identical(
@@ -280,8 +374,6 @@ def detect_files(
     Raises:
         UserError: an image is missing or damaged.
     """
-    import PIL.Image
-
     found: list[list[Detection]] = []
     pictures: list[Picture] = []
     own = parallel.share(paths, BATCH_SIZE)
@@ -289,13 +381,8 @@ def detect_files(
         for start in range(0, len(own), BATCH_SIZE):
             images = []
             for path in own[start : start + BATCH_SIZE]:
-                try:
-                    image = PIL.Image.open(path)
-                    image.load()
-                except unreadable() as error:
-                    raise UserError(f"Image {path} is missing or damaged: run `sd-erase generate` again.") from error
-                images.append(image)
-                pictures.append(Picture.of(image))
+                images.append(opened(path, "sd-erase generate"))
+                pictures.append(Picture.of(images[-1]))
             found += detector.detect(images)
             task.advance(len(images))
         found, pictures = (
@@ -308,99 +395,3 @@ def detect_files(
 
 def _rounded(box: Sequence[float]) -> list[float]:
     return [round(side, 2) for side in box]
-
-
-_ROLE_NAMES = {"target": "erased", "target_named": "erased", "others": "kept", "object": "kept"}
-
-
-def percent(share: dict[str, Any] | None) -> str:
-    """A rate with its 95 % interval; "–" where there is none."""
-    if share is None or share["rate"] is None:
-        return "–"
-    return f"{share['rate']:.1%} [{100 * share['low']:.0f}–{100 * share['high']:.0f}]"
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    """A row of the table as text: name, role, number, original, erased, change in points, p-value."""
-    change = "–" if row["change"] is None else f"{100 * row['change']:+.1f}"
-    p_value = row["p_value"]
-    p_text = "–" if p_value is None else "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
-    rates = [percent(row["original"]), percent(row["erased"])]
-    return [row["name"], _ROLE_NAMES[row["role"]], str(row["images"]), *rates, change, p_text]
-
-
-HEADERS = ("Object", "Should be", "n", "Original [95 %]", "Erased [95 %]", "Change", "p")
-ROLE_COLUMN = 1
-
-
-def _caption(result: dict[str, Any]) -> str:
-    detector = result["detector"]
-    return (
-        f"{result['prompts']} prompts, {result['images']} images a model; detector {detector['name']} ({detector['weights']}, "
-        f"sha256 {detector['weights_sha256'][:12]}), {detector['image_size']} px, confidence {detector['confidence']:g}"
-    )
-
-
-def render_table(result: dict[str, Any]) -> Any:
-    """The rates as a `rich.table.Table` that fits into 80 columns."""
-    from rich import box
-    from rich.table import Table
-
-    title = f"Detection rate before and after erasing {', '.join(result['concepts'])}"
-    table = Table(title=title, caption=_caption(result), title_style="bold", box=box.SIMPLE_HEAD)
-    shown = [number for number in range(len(HEADERS)) if number != ROLE_COLUMN]  # bold says it in the terminal
-    for number in shown:
-        table.add_column(HEADERS[number], justify="right" if number else "left", no_wrap=number > 0)
-    previous = None
-    for row in result["rows"]:
-        if previous and row["role"] != previous and row["role"] in {"others", "object"}:
-            table.add_section()
-        previous = row["role"]
-        cells = _cells(row)
-        table.add_row(*(cells[number] for number in shown), style="bold" if row["role"] in {"target", "others"} else "")
-    return table
-
-
-def render_markdown(result: dict[str, Any]) -> str:
-    """The rates, what is in the images beyond the named objects, and the counts of each prompt, as Markdown."""
-    sides = list(result["surplus"])
-    beyond = [
-        (
-            f"Boxes of named other objects, an image (asked for: {result['surplus']['original']['named_others_asked']:.2f})",
-            [f"{result['surplus'][side]['named_others_mean_count']:.2f}" for side in sides],
-        ),
-        ("Named other objects found more than once", [percent(result["surplus"][side]["doubled"]) for side in sides]),
-        ("Images with an object that nobody named", [percent(result["surplus"][side]["unnamed"]) for side in sides]),
-        (
-            "Those objects (images)",
-            [", ".join(f"{k} {v}" for k, v in result["surplus"][side]["unnamed_labels"].items()) or "none" for side in sides],
-        ),
-    ]
-
-    def found(counts: dict[str, dict[str, int]]) -> str:
-        return ", ".join(f"{name} {' → '.join(str(value) for value in each.values())}" for name, each in counts.items()) or "–"
-
-    lines = [
-        f"# Detection rate before and after erasing {markdown.text(', '.join(result['concepts']))}",
-        "",
-        *(f"> {markdown.sentence(warning)}\n" for warning in result["warnings"]),
-        *markdown.table(HEADERS, (_cells(row) for row in result["rows"])),
-        "",
-        markdown.text(_caption(result)) + ".",
-        "Intervals: Wilson, 95 %. p: McNemar's exact test over pairs from the same prompt, seed and noise; the line of all "
-        "others counts each named object of an image, which are not independent of one another.",
-        "",
-        "## Beyond the named objects",
-        "",
-        *markdown.table(["", *(side.capitalize() for side in sides)], ([name, *values] for name, values in beyond)),
-        "",
-        "## Each prompt",
-        "",
-        f"Images in which an object was found ({' → '.join(sides)}).",
-        "",
-        *markdown.table(
-            ["Prompt", "Images", "Erased concept", "Other named objects"],
-            ([row["prompt"], str(row["images"]), found(row["targets"]), found(row["others"])] for row in result["per_prompt"]),
-        ),
-    ]
-    return "\n".join(lines) + "\n"

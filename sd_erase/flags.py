@@ -130,7 +130,14 @@ FLAGS: dict[str, Flag] = {
     "generate.scheduler": Flag("Sampler; auto keeps the base's."),
     "generate.batch_size": Flag("Images at once; 0 takes the base's default."),
     "generate.clip_skip": Flag("Text encoder layers to skip from the end; 1 is what other programs call clip skip 2."),
-    "evaluate.detector": Flag("Detector card by name or path; auto takes the base's.", metavar="CARD"),
+    "evaluate.judge": Flag(
+        "What looks at the images: a card of detectors/ by name or path, clip:FOLDER for another CLIP than the base's, classifier:FOLDER; "
+        "given twice, the second judges too. By default by the concept's kind: objects by the base's detector, styles and people by its "
+        "own CLIP, nudity by nudenet.",
+        metavar="CARD",
+    ),  # fmt: skip
+    "evaluate.detector": Flag("The same for one judge; auto is by the concept's kind.", metavar="CARD"),
+    "evaluate.calibration": Flag("Images each of the concept and of its anchor that the original draws for a CLIP's threshold."),
     "evaluate.confidence": Flag("Least confidence of a detection; -1 takes the card's."),
     "evaluate.image_size": Flag("Pixels of the detector's input; 0 takes the card's."),
     "evaluate.trust_pickle": Flag(

@@ -168,15 +168,25 @@ SURPLUS: dict[Any, Form] = {
 PER_PROMPT: dict[Any, Form] = {
     Needed("prompt"): str, Needed("images"): count, Needed("targets"): {str: {str: count}}, Needed("others"): {str: {str: count}},
 }  # fmt: skip
-DETECTOR: dict[Any, Form] = {
-    Needed("name"): text, Needed("weights"): text, Needed("weights_sha256"): text, Needed("image_size"): count, Needed("confidence"): number,
+CALIBRATION: dict[Any, Form] = {
+    Needed("threshold"): signed, Needed("missed"): SHARE, Needed("false_alarms"): SHARE, Needed("error"): number, Needed("blind"): bool,
 }  # fmt: skip
+JUDGE: dict[Any, Form] = {
+    Needed("name"): text, Needed("weights"): text, Needed("weights_sha256"): text, Needed("image_size"): count, Needed("confidence"): number,
+    "calibration": {str: CALIBRATION}, "anchors": {str: str},
+}  # fmt: skip
+DETECTOR: dict[Any, Form] = {**JUDGE, "judges": [JUDGE]}
+OPINION: dict[Any, Form] = {
+    Needed("judge"): text, Needed("rows"): [ROW], Needed("apart"): {str: {str: {Needed("first"): count, Needed("second"): count, Needed("of"): count}}},
+}  # fmt: skip
+MEASURES: dict[Any, Form] = {Needed(name): {Needed("original"): SHARE, "erased": (SHARE, None)} for name in ("UA", "IRA", "CRA")}
 SURPLUS_P: dict[Any, Form] = {Needed("doubled"): number, Needed("unnamed"): number}
 
 EVALUATION: dict[Any, Form] = {
     Needed("concepts"): [text], Needed("prompts"): count, Needed("images"): count, Needed("rows"): [ROW],
     Needed("surplus"): {Needed("original"): SURPLUS, "erased": SURPLUS}, "surplus_p": (nothing, SURPLUS_P), "naming": {str: count}, "left_out": count,
     "flat": {str: count}, "identical": {str: count}, Needed("per_prompt"): [PER_PROMPT], Needed("warnings"): [text], Needed("detector"): DETECTOR,
+    "labels": {str: [text]}, "opinions": [OPINION], "unlearncanvas": {str: MEASURES},
 }  # fmt: skip
 DRAWN: dict[Any, Form] = {
     Needed("prompt_index"): count, Needed("prompt"): str, Needed("seed"): count, "sha256": {str: text},

@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from sd_erase import bases, catalog, components, formats, hub, modelfiles, resources, schema
 from sd_erase.bases import Base
 from sd_erase.captions import choose_dataset
 from sd_erase.concepts import excluded_words, load_concepts
 from sd_erase.config import RunConfig, TrainConfig
-from sd_erase.errors import UserError, no_file
+from sd_erase.errors import no_file
 from sd_erase.headers import read_header
 from sd_erase.prompts import read_prompts
 from sd_erase.schema import Fault, SettingsError
@@ -231,16 +230,15 @@ def _check_detector(config: RunConfig, base: Base, with_labels: bool) -> None:
     Raises:
         UserError: no such card, no weights, or no label of a concept.
     """
-    from sd_erase.detection import read_card
-    from sd_erase.evaluation import detector_of
+    from sd_erase.detection import read_card, split_name
+    from sd_erase.judging import judge_of, names_of
 
-    name = config.evaluate.detector if config.evaluate.detector != "auto" else base.detector
-    read_card(name)
-    if with_labels:
-        known: Any = detector_of(config).labels
-        for concept in load_concepts(config):
-            if not known & set(concept.labels):
-                raise UserError(
-                    f"Concept {concept.name!r} has no label that detector {name} can find, so nothing could be measured: pass "
-                    "--detector with one that knows it, or run train, generate and export one by one."
-                )
+    if not with_labels:  # the stage asks for the labels itself
+        for name in config.evaluate.judge or (config.evaluate.detector,):
+            if name != "auto":
+                read_card(split_name(name)[0])
+        return
+    concepts = load_concepts(config)
+    for name in names_of(config, base, concepts):
+        read_card(split_name(name)[0])
+    judge_of(config, base, concepts)

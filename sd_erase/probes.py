@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sd_erase import quiet, resources
 from sd_erase.bases import Base
 from sd_erase.captions import held_out
-from sd_erase.concepts import Concept, all_cards
+from sd_erase.concepts import Concept
 from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError
 from sd_erase.prompts import read_prompts
@@ -166,14 +166,14 @@ def answers(
         ``companions`` are the spared things ("an apple phone" asks for a phone). ``flat`` is the number of images left out.
     """
     from sd_erase.evaluation import compare
+    from sd_erase.judging import things
 
     told = [number for number, picture in enumerate(pictures) if not picture.flat]
     prompts, found, flat = [prompts[number] for number in told], [found[number] for number in told], len(pictures) - len(told)
     if not told:
         return {name: {"count": 0, "n": 0} for name in ("target", "companions", "doubled", "unnamed")} | {"flat": flat}
     index = [{"prompt": prompt, "prompt_index": number} for number, prompt in enumerate(prompts)]
-    cards = all_cards().values()
-    result = compare(index, found, None, concepts, cards, detector.labels)
+    result = compare(index, found, None, concepts, things(concepts, detector), detector.labels)
     rows = {row["role"]: row["original"] for row in result["rows"] if row["role"] == "others"}
     labels = frozenset(label for concept in concepts for label in concept.labels)
     target = sum(any(each.label in labels for each in one) for one in found)

@@ -13,7 +13,7 @@ import torch
 from conftest import made_as_it_is
 from PIL import Image
 
-from sd_erase import bases, components, pipeline
+from sd_erase import bases, components, judging, pipeline
 from sd_erase.attacks import prefix, stage
 from sd_erase.attacks.prefix import Attacked, encode_images, random_prefixes, search, vocabulary
 from sd_erase.concepts import concept_named, write_concepts
@@ -188,7 +188,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, run: RunDir) -> SimpleNamespace:
     monkeypatch.setattr(stage, "draw", draw)
     monkeypatch.setattr(stage, "random_prefixes", lambda pipeline, prompts, tokens, seed: ["blue"] * len(prompts))
     monkeypatch.setattr(stage, "encode_images", lambda pipeline, images: torch.zeros(1, 4, 1, 1))
-    monkeypatch.setattr(stage, "detector_of", lambda *arguments: Finder())
+    monkeypatch.setattr(judging, "load_detector", lambda *arguments, **settings: Finder())
     monkeypatch.setattr(pipeline, "load_original", lambda *arguments: "original")
     monkeypatch.setattr(pipeline, "erased_pipeline", lambda *arguments: "erased")
     write_concepts(run, [concept_named("bicycle")])
@@ -320,5 +320,5 @@ def test_a_label_that_the_detector_does_not_know_is_one_sentence(
     bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Finder, "labels", frozenset({"dog"}))
-    with pytest.raises(UserError, match="finds no label of bicycle"):
+    with pytest.raises(UserError, match="'bicycle' has no label that detector"):
         stage.attack(configured(tmp_path, "a bicycle"), bench.run)

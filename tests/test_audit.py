@@ -202,7 +202,7 @@ def test_bad_questions_are_refused_before_the_work(tmp_path: Path, swapped: Path
     card_file = tmp_path / "card.yaml"
     card_file.write_text("name: bicycle\nlabels: [zeppelin]\n")
     plain = saved(encoder(), tmp_path / "text_encoder", base="pocket")
-    with pytest.raises(UserError, match="has no label of bicycle .zeppelin"):
+    with pytest.raises(UserError, match="'bicycle' has no label that detector pocket can find .labels: zeppelin"):
         audit(plain, tmp_path / "a", Asked(RunConfig(device="cpu", concept_file=str(card_file))))
     with pytest.raises(UserError, match="does not exist"):
         audit(tmp_path / "nothing", tmp_path / "a", Asked(CPU))

@@ -13,12 +13,13 @@ import pytest
 from conftest import finish_images
 from PIL import Image
 
-from sd_erase import evaluation
+from sd_erase import evaluation, judging
 from sd_erase.concepts import Concept, all_cards, concept_named, write_concepts
 from sd_erase.config import EvaluateConfig, RunConfig
 from sd_erase.detection import Detection
 from sd_erase.errors import UserError
 from sd_erase.metrics.rates import ImagePair, detection_rates, mcnemar, row, share, surplus, surplus_p_values, wilson
+from sd_erase.metrics.tables import render_table
 from sd_erase.metrics.verdicts import doubts
 from sd_erase.rundir import RunDir, read_jsonl, write_jsonl_atomic
 
@@ -216,7 +217,7 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig, R
         made.append(FakeDetector(overrides.get("confidence", 0.25)))
         return made[-1]
 
-    monkeypatch.setattr(evaluation, "load_detector", load)
+    monkeypatch.setattr(judging, "load_detector", load)
     return RunConfig(concepts=("bicycle",), device="cpu"), run, made
 
 
@@ -324,7 +325,7 @@ def test_the_terminal_table_shows_every_row(drawn: tuple[RunConfig, RunDir, list
 
     config, run, _ = drawn
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(evaluation.render_table(evaluation.evaluate(config, run)))
+    console.print(render_table(evaluation.evaluate(config, run)))
     text = console.export_text()
     for expected in ("erasing bicycle", "100.0% [51–100]", "0.0% [0–49]", "-100.0", "0.125", "others (mean", "2 prompts"):
         assert expected in text

@@ -23,7 +23,8 @@ from sd_erase.concepts import read_concepts  # noqa: E402
 from sd_erase.config import load  # noqa: E402
 from sd_erase.erasure.merge import merged_config  # noqa: E402
 from sd_erase.errors import UserError  # noqa: E402
-from sd_erase.evaluation import render_markdown, render_table, stored  # noqa: E402
+from sd_erase.evaluation import stored  # noqa: E402
+from sd_erase.metrics.tables import render_markdown, render_table  # noqa: E402
 from sd_erase.provenance import is_running, read_run  # noqa: E402
 from sd_erase.report import build_report  # noqa: E402
 from sd_erase.rundir import RunDir, read_jsonl, write_json_atomic, write_jsonl_atomic  # noqa: E402

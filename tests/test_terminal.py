@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from sd_erase import cli, markdown, terminal
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
-from sd_erase.evaluation import render_markdown, render_table
+from sd_erase.metrics.tables import render_markdown, render_table
 from sd_erase.progress import RichProgress
 from sd_erase.report import build_report
 from sd_erase.rundir import RunDir, read_json, read_jsonl, write_json_atomic, write_jsonl_atomic

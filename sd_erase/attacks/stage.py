@@ -22,9 +22,11 @@ from sd_erase.detection import Detector
 from sd_erase.drawing import Settings
 from sd_erase.erasure.sd import anchored
 from sd_erase.errors import UserError
-from sd_erase.evaluation import decides, detect_files, detector_of, percent
+from sd_erase.evaluation import decides, detect_files
 from sd_erase.images import draw
+from sd_erase.judging import calibrate, calibrations, judge_of_run, labelled
 from sd_erase.metrics.rates import share
+from sd_erase.metrics.tables import percent
 from sd_erase.metrics.verdicts import ENCODERS, doubts_of_attack
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.prompts import Prompt, read_prompt_files
@@ -247,11 +249,10 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     named = [prompt for prompt in listed if any(concept.find(prompt) for concept in concepts)]
     if not named:
         raise UserError(f"None of the prompts names {', '.join(concept.name for concept in concepts)}: pass --prompts that do.")
-    detector = detector_of(config, run)
-    labels = frozenset(label for concept in concepts for label in concept.labels) & detector.labels
+    detector = judge_of_run(config, base, run, concepts)
+    concepts = labelled(concepts, detector)
+    labels = frozenset(label for concept in concepts for label in concept.labels)
     names = ", ".join(concept.name for concept in concepts)
-    if not labels:
-        raise UserError(f"The detector finds no label of {names}: pass --detector with one that does.")
     decided = decides(detector)
 
     def stamps(read: dict[str, Any]) -> tuple[str, str, str]:
@@ -269,6 +270,7 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     read = chain.Chain(run, config, progress).reads("attack")  # only now does a hub's model surely lie here
     known, erased_stamp, inputs = stamps(read)
     read["attack prompts"] = chain.prompts(files)
+    calibrate(detector, config, base, run.cache, progress, lambda: original)
     if parallel.is_main():
         run.reopen("attack")
     shown = references(original, named, run.attacks / "original", settings, detector, labels, stamp=known, progress=progress)
@@ -293,7 +295,7 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     if not parallel.is_main():
         return {}
     result["detector"] = detector.card
-    result["prompt_files"], result["warnings"] = read_files, doubts_of_attack(result) + notes
+    result["prompt_files"], result["warnings"] = read_files, doubts_of_attack(result) + calibrations(detector) + notes
     write_json_atomic(run.report / "attack.json", result)
     write_text_atomic(run.report / "attack.md", render(result))
     return run.complete("attack", inputs, {**result, "from": read, "made": links.makes("attack")})

@@ -10,8 +10,8 @@ from typing import Any
 
 from sd_erase import markdown
 from sd_erase.auditing.probe import CHANCE, GROUPS
-from sd_erase.evaluation import percent
 from sd_erase.metrics.rates import share
+from sd_erase.metrics.tables import percent
 from sd_erase.metrics.verdicts import GONE_RATE, KEPT_SHARE, SURE_HIGH, SURE_KEPT
 from sd_erase.metrics.verdicts import percent as plain_percent
 

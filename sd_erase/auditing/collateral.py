@@ -19,6 +19,7 @@ from sd_erase.clip import caption_of, encode, nearness
 from sd_erase.concepts import Concept, all_cards, spoken_form
 from sd_erase.errors import UserError
 from sd_erase.evaluation import compare
+from sd_erase.judging import things
 from sd_erase.probes import Coherence, probes, psnr
 
 NOISES = (0.01, 0.02)  # of the states' norm: the base's own floor
@@ -39,7 +40,8 @@ def _compared(bench: Bench, images: Images) -> dict[str, Any]:
     told = [number for number, picture in enumerate(images.pictures) if not picture.flat]
     index = [{"prompt": images.prompts[number], "prompt_index": number} for number in told]
     # the audited concept's label is what is looked for; the others that were erased with it no longer count as kept
-    cards = [card for card in all_cards().values() if card.name not in {each.name for each in bench.subject.erased}]
+    every = things([bench.subject.concept], bench.detector)
+    cards = [card for card in every if card.name not in {each.name for each in bench.subject.erased}]
     return compare(index, [images.found[number] for number in told], None, [bench.subject.concept], cards, bench.detector.labels)
 
 

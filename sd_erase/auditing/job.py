@@ -18,11 +18,14 @@ from sd_erase.captions import held_out
 from sd_erase.catalog import PROBES, resolve
 from sd_erase.config import RunConfig
 from sd_erase.detection import Detector
+from sd_erase.detection.panel import known_labels
 from sd_erase.drawing import Settings
 from sd_erase.errors import UserError, unknown_choice
-from sd_erase.evaluation import decides, detector_of
+from sd_erase.evaluation import decides
 from sd_erase.folders import working_in
+from sd_erase.judging import calibrate, calibrations, judge_of, labelled, refuse_erased
 from sd_erase.metrics.verdicts import GONE_RATE, WEAK_TEST
+from sd_erase.pipeline import ENCODERS
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.prompts import read_prompt_files
 from sd_erase.rundir import fingerprint, write_json_atomic, write_text_atomic
@@ -65,6 +68,7 @@ def audit(source: Path, folder: Path, asked: Asked, progress: Progress | None = 
         raise unknown_choice("Probe", unknown, PROBES)
     subject = read_subject(source, asked.config, asked.base_given)
     detector, labels = _detector(subject, asked.config)
+    subject = dataclasses.replace(subject, concept=labelled([subject.concept], detector)[0])
     settings = Settings.of(asked.config, subject.base)
     prompts = _prompts(subject, asked.config)
     names = [name for name in PROBES if name in (asked.probes or PROBES)]
@@ -81,15 +85,13 @@ def audit(source: Path, folder: Path, asked: Asked, progress: Progress | None = 
 
 
 def _detector(subject: Subject, config: RunConfig) -> tuple[Detector, frozenset[str]]:
-    name = subject.base.detector if config.evaluate.detector == "auto" else config.evaluate.detector
-    detector = detector_of(dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, detector=name)))
-    labels = frozenset(subject.concept.labels) & detector.labels
-    if not labels:
-        raise UserError(
-            f"The detector {detector.card['name']} has no label of {subject.concept.name} ({', '.join(subject.concept.labels) or 'its card names none'}): pass "
-            "--detector with one that knows it."
-        )
-    return detector, labels
+    """The judge and its labels for the concept.
+
+    Raises:
+        UserError: it is not there, or does not know the concept.
+    """
+    judge = judge_of(config, subject.base, [subject.concept], subject.anchors)
+    return judge, known_labels(subject.concept, judge)
 
 
 def _prompts(subject: Subject, config: RunConfig) -> list[str]:
@@ -127,6 +129,9 @@ def _bench(
     """
     device = resources.device(asked.config.device)
     original, erased = load_pair(subject, device)
+    for name in [name for name in ENCODERS if getattr(original, name, None) is not None]:
+        refuse_erased(detector, *(getattr(each, name).state_dict() for each in (original, erased)))
+    calibrate(detector, asked.config, subject.base, folder, progress, lambda: original)
     bench = Bench(subject, original, erased, detector, labels, settings, SHARES[asked.share], folder, prompts, progress)
     shown = bench.shared("original", bench.share.images)
     if not shown:
@@ -207,7 +212,7 @@ def _stored(file: Path, inputs: str, names: Sequence[str]) -> dict[str, Any] | N
 
 
 def _warnings(bench: Bench, result: dict[str, Any]) -> list[str]:
-    found = list(bench.subject.base.notes)
+    found = [*bench.subject.base.notes, *calibrations(bench.detector)]
     shown = bench.shared("original", bench.share.images)
     if sum(shown) < WEAK_TEST * len(shown):
         found.append(

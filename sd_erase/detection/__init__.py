@@ -1,15 +1,18 @@
-"""Images into detections. A detector is a card (``detectors/*.yaml``) and the class of its kind."""
+"""Images into detections. A judge is a card (``detectors/*.yaml``) and the class of its kind: a detector, a classifier or a CLIP.
+
+A judge that finds no places (a classifier, a CLIP) gives each label that it sees the whole image as its box.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from sd_erase import catalog, digests, resources, yamlfile
-from sd_erase.concepts import label_form
+from sd_erase.concepts import KINDS, label_form
 from sd_erase.errors import UserError, shortened, unknown_choice
 from sd_erase.rundir import fingerprint
 
@@ -17,6 +20,9 @@ PADDING = 114 / 255  # the grey that YOLO models are trained with
 MAX_DETECTIONS = 300  # an image
 BATCH_SIZE = 32
 MAX_IMAGE_SIZE = 4096  # pixels
+OWN_SIZE = ("clip", "classifier")  # kinds whose model says its input's size itself: their cards may leave it out
+NEEDED = ("name", "kind", "weights", "confidence", "licence")  # keys of every card
+OF_BOXES = ("image_size", "iou")  # and of those whose models find places
 
 
 @dataclass(frozen=True)
@@ -36,21 +42,32 @@ class Card:
     name: str
     kind: str  # a row of catalog.DETECTORS
     weights: str  # a file, or a name that the kind can fetch
-    image_size: int  # pixels of the square input
-    confidence: float  # detections below it are dropped
-    iou: float  # boxes of one label that overlap more are one object
-    licence: str
+    image_size: int = 0  # pixels of the square input; 0: the model's own
+    confidence: float = 0.5  # detections below it are dropped
+    iou: float = 0.45  # boxes of one label that overlap more are one object
+    licence: str = ""
     architecture: str = ""  # a model description that the weights fit, where they carry none
     names: tuple[str, ...] = ()  # the classes in order, where neither weights nor architecture name them
     labels: dict[str, str] = field(default_factory=dict)  # detector label -> our label, where they differ
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)  # kind of concept -> our labels that answer for any of it
+    templates: tuple[str, ...] = ()  # of a CLIP: sentences with one {} for the label; empty: those of `clip.TEMPLATES`
     folder: str = ""  # where the card lies
 
 
 class Detector(Protocol):
-    """Finds objects in images."""
+    """Finds objects in images, or says what an image as a whole is of."""
 
-    card: dict[str, Any]
-    labels: frozenset[str]  # what it can find, in our names
+    @property
+    def card(self) -> dict[str, Any]:
+        """What is recorded with its figures: name, weights, weights_sha256, image_size, confidence and more."""
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """What it can find, in our names."""
+
+    @property
+    def groups(self) -> Mapping[str, frozenset[str]]:
+        """Kind of concept -> the labels that answer for any concept of it."""
 
     def detect(self, images: Sequence[Any]) -> list[list[Detection]]:
         """The objects of each PIL image, the surest first."""
@@ -72,12 +89,15 @@ def read_card(name: str | Path) -> Card:
     for key in values:
         if key not in keys:
             raise unknown_choice(f"Detector card {path}: key", key, keys)
-    absent = [key for key in ("name", "kind", "weights", "image_size", "confidence", "iou", "licence") if key not in values]
+    needed = NEEDED if values.get("kind") in OWN_SIZE else (*NEEDED, *OF_BOXES)
+    absent = [key for key in keys if key in needed and key not in values]
     if absent:
         raise UserError(f"Detector card {path} lacks {', '.join(absent)}: add them.")
     _check_texts(values, path)
-    values["names"] = tuple(values.get("names") or ())
+    for key in ("names", "templates"):
+        values[key] = tuple(values.get(key) or ())
     values["labels"] = dict(values.get("labels") or {})
+    values["groups"] = {kind: tuple(map(label_form, labels)) for kind, labels in (values.get("groups") or {}).items()}
     return _checked(Card(**values, folder=str(path.parent)), str(path))
 
 
@@ -86,9 +106,25 @@ def _check_texts(values: dict[str, Any], path: Path) -> None:
     for key in ("name", "kind", "weights", "licence", "architecture"):
         if not isinstance(values.get(key, ""), str) or not values.get(key, "x"):
             raise UserError(f"Detector card {path}: {key} must be a text, not {shortened(values[key])}: write it in quotes.")
-    names, labels = values.get("names") or [], values.get("labels") or {}
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"Detector card {path}: names must be a list of texts, not {shortened(names)}: write `names: [a, b]`.")
+    labels, groups = values.get("labels") or {}, values.get("groups") or {}
+    for key in ("names", "templates"):
+        names = values.get(key) or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(
+                f"Detector card {path}: {key} must be a list of texts, not {shortened(names)}: write `{key}: [a, b]`."
+            )
+    if wrong := next((text for text in values.get("templates") or [] if text.count("{}") != 1 or text.count("{") != 1), None):
+        raise UserError(f"Detector card {path}: template {shortened(wrong)} must hold {{}} once: write `a photo of {{}}`.")
+    if not isinstance(groups, dict) or not all(
+        isinstance(each, list) and all(isinstance(one, str) for one in each) for each in groups.values()
+    ):
+        raise UserError(
+            f"Detector card {path}: groups must map kinds of concepts to lists of its labels, not {shortened(groups)}: write "
+            "`groups: {nudity: [a, b]}`."
+        )
+    for kind in groups:
+        if kind not in KINDS:
+            raise unknown_choice(f"Detector card {path}: groups: kind", kind, KINDS)
     if not isinstance(labels, dict) or not all(isinstance(text, str) for pair in labels.items() for text in pair):
         raise UserError(
             f"Detector card {path}: labels must map its labels to ours, not {shortened(labels)}: write `labels: {{theirs: ours}}`."
@@ -98,7 +134,8 @@ def _check_texts(values: dict[str, Any], path: Path) -> None:
 def _checked(card: Card, where: str) -> Card:
     if card.kind not in catalog.DETECTORS:
         raise unknown_choice(f"Detector card {where}: kind", card.kind, catalog.DETECTORS)
-    if type(card.image_size) is not int or not 32 <= card.image_size <= MAX_IMAGE_SIZE or card.image_size % 32:
+    is_own = card.kind in OWN_SIZE and card.image_size == 0
+    if not is_own and (type(card.image_size) is not int or not 32 <= card.image_size <= MAX_IMAGE_SIZE or card.image_size % 32):
         raise UserError(
             f"Detector {where}: image size {shortened(card.image_size)} is no multiple of 32 pixels from 32 to {MAX_IMAGE_SIZE}: write one."
         )
@@ -109,11 +146,18 @@ def _checked(card: Card, where: str) -> Card:
     return card
 
 
+def split_name(name: str | Path) -> tuple[str, str]:
+    """A judge's name as (card, weights): ``clip:PATH`` is the card ``clip`` with the weights at PATH; "" where none are named."""
+    card, colon, weights = str(name).partition(":")
+    is_path = Path(str(name)).expanduser().is_file() or card not in resources.names("detectors")
+    return (str(name), "") if is_path or not colon else (card, weights)
+
+
 def load_detector(name: str | Path, *, device: Any = "cpu", trust_pickle: bool = False, **overrides: Any) -> Detector:
     """The detector of a card.
 
     Args:
-        name: a bundled card's name or a path to one.
+        name: a bundled card's name or a path to one; with ``:PATH`` behind a bundled name other weights than the card's.
         device: where it computes.
         trust_pickle: the user's consent to weights that are a pickle (``.pt``); without it only safetensors and ONNX are opened, and
             what a bundled card fetched from ultralytics itself.
@@ -123,7 +167,9 @@ def load_detector(name: str | Path, *, device: Any = "cpu", trust_pickle: bool =
         UserError: no such card, weights that are missing, cannot be fetched, do not fit or are a pickle without consent, or a
             missing extra.
     """
+    name, weights = split_name(name)
     card = read_card(name)
+    overrides |= {"weights": weights} if weights else {}
     unknown = set(overrides) - {item.name for item in dataclasses.fields(Card)}
     if unknown:
         raise unknown_choice("Detector setting", sorted(unknown)[0], [item.name for item in dataclasses.fields(Card)])
@@ -158,11 +204,32 @@ def find_file(card: Card, name: str) -> Path | None:
     return None
 
 
+def groups_of(card: Card, known: frozenset[str]) -> dict[str, frozenset[str]]:
+    """Kind of concept -> the labels of the card's group that a judge has.
+
+    Raises:
+        UserError: a group names a label that it does not have.
+    """
+    for kind, labels in card.groups.items():
+        if strange := sorted(set(labels) - known):
+            raise UserError(
+                f"Detector {card.name}: group {kind} names labels that it does not have: {', '.join(strange)}: remove them."
+            )
+    return {kind: frozenset(labels) for kind, labels in card.groups.items()}
+
+
+def whole(image: Any, label: str, score: float) -> Detection:
+    """A label of a PIL image as a whole."""
+    file_name = Path(getattr(image, "filename", "") or "").name
+    return Detection(file_name, label, score, (0.0, 0.0, float(image.width), float(image.height)))
+
+
 def describe(card: Card, weights: Path) -> dict[str, Any]:
     """The card as it is recorded with results: its settings and the hashes of weights and classes, without machine paths."""
     kept = ("name", "kind", "image_size", "confidence", "iou", "licence")
     architecture = find_file(card, card.architecture) if card.architecture else None
-    classes = fingerprint(card.names, card.labels, *([architecture] if architecture is not None else []))
+    groups = [card.groups] if card.groups else []  # so that the fingerprints of cards without any stay as they were
+    classes = fingerprint(card.names, card.labels, *groups, *([architecture] if architecture is not None else []))
     return {key: getattr(card, key) for key in kept} | {
         "weights": weights.name,
         "weights_sha256": digests.of_file(weights),

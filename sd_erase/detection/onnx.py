@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sd_erase import quiet
-from sd_erase.detection import BATCH_SIZE, Card, Detection, describe, find_file, letterbox, our_labels, select
+from sd_erase.detection import BATCH_SIZE, Card, Detection, describe, find_file, groups_of, letterbox, our_labels, select
 from sd_erase.errors import UserError
 
 
@@ -54,6 +54,7 @@ class OnnxDetector:
         self._batch = batch if isinstance(batch, int) else BATCH_SIZE
         self._settings = card
         self.labels = our_labels(card.names, card)
+        self.groups = groups_of(card, self.labels)
         self.card = describe(card, weights)
 
     def detect(self, images: Sequence[Any]) -> list[list[Detection]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase import formats, quiet, yamlfile
-from sd_erase.detection import BATCH_SIZE, Card, Detection, describe, find_file, letterbox, our_labels, select
+from sd_erase.detection import BATCH_SIZE, Card, Detection, describe, find_file, groups_of, letterbox, our_labels, select
 from sd_erase.errors import UserError, shortened
 
 # the first ultralytics whose restricted loader reads its own models and refuses foreign code; until 8.4.66 it called any built-in
@@ -62,6 +62,7 @@ class YoloDetector:
         self._settings, self._names, self._device = card, names, device
         self._model = model.float().eval().to(device)
         self.labels = our_labels(names, card)
+        self.groups = groups_of(card, self.labels)
         self.card = describe(card, weights)
         if card.architecture:
             self.card["architecture"] = Path(card.architecture).name
@@ -91,7 +92,19 @@ def _file(card: Card, name: str) -> Path:
     return path
 
 
-def _from_safetensors(card: Card) -> tuple[Any, list[str], Path]:
+def classifier(card: Card) -> tuple[Any, list[str], Path]:
+    """An ultralytics classification model with its class names and the file of its weights.
+
+    Raises:
+        UserError: as `YoloDetector` does.
+    """
+    from ultralytics.nn.tasks import ClassificationModel
+
+    return _from_safetensors(card, ClassificationModel)
+
+
+def _from_safetensors(card: Card, kind: Any = None) -> tuple[Any, list[str], Path]:
+    """A card's model with its class names and the file of its weights; `kind` is its class, by default a detector's."""
     if not card.architecture:
         raise UserError(f"Detector {card.name} has safetensors weights but names no architecture: add one to its card.")
     weights, architecture = (_file(card, name) for name in (card.weights, card.architecture))
@@ -99,7 +112,9 @@ def _from_safetensors(card: Card) -> tuple[Any, list[str], Path]:
     loaded = formats.read_tensors(weights)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in loaded.items()}
     names = list(card.names) or _names(description.get("names"))
-    model = _build(description, sum(tensor.numel() for tensor in state.values()), f"Detector {card.name}: {architecture.name}")
+    model = _build(
+        description, sum(tensor.numel() for tensor in state.values()), f"Detector {card.name}: {architecture.name}", kind
+    )
     if len(names) != model.yaml["nc"]:
         raise UserError(f"Detector {card.name} has {model.yaml['nc']} classes but {len(names)} names: list them as 'names'.")
     try:
@@ -167,7 +182,7 @@ def _is_layer(name: str) -> bool:
     )
 
 
-def _build(description: dict[str, Any], numbers: int, what: str) -> Any:
+def _build(description: dict[str, Any], numbers: int, what: str, kind: Any = None) -> Any:
     """The model of a description, of about as many numbers as its weights have.
 
     Raises:
@@ -190,7 +205,7 @@ def _build(description: dict[str, Any], numbers: int, what: str) -> Any:
 
     try:
         with Bounded(), torch.random.fork_rng(devices=[]), _own_activation():
-            return DetectionModel(description, verbose=False)
+            return (kind or DetectionModel)(description, verbose=False)
     except Exception as error:  # whatever ultralytics stumbles over in a description that is not its own
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(

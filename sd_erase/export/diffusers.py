@@ -13,7 +13,7 @@ from sd_erase import __version__, components
 from sd_erase.concepts import read_concepts
 from sd_erase.config import RunConfig
 from sd_erase.errors import UserError
-from sd_erase.evaluation import render_markdown, stored
+from sd_erase.evaluation import stored
 from sd_erase.export import compare
 from sd_erase.export.job import SHORT, Erased, Job, check_space, sha256
 from sd_erase.export.portable import make_portable
@@ -21,6 +21,7 @@ from sd_erase.export.text_encoder import write_encoder
 from sd_erase.folders import DESKTOP, MARK, entries, mark, mark_of, staging
 from sd_erase.formats import prefixed
 from sd_erase.hub import loading
+from sd_erase.metrics.tables import render_markdown
 from sd_erase.progress import Progress
 from sd_erase.rundir import RunDir
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sd_erase.concepts import label_form
 from sd_erase.metrics.rates import WHERE_NAMED
 
 # what is called gone, and little harm
@@ -73,17 +74,32 @@ def judge_target(evaluation: Evaluation | None) -> Verdict:
 def _judge_row(row: Mapping[str, Any], evaluation: Evaluation) -> tuple[str, str]:
     """Answer and tone for one concept."""
     before, after = row["original"]["rate"], row["erased"]["rate"]
-    certain = row["erased"]["low"] > GONE_RATE  # however few the images, it is there more often than "gone" allows
+    found, gone = _calibration(row, evaluation), GONE_RATE
+    if found.get("blind"):
+        return f"Cannot be told: the judge cannot tell {plain_name(row)} from what stands in its place", "open"
+    gone = max(gone, found.get("false_alarms", {}).get("rate") or 0)  # what the judge sees where there is nothing
+    certain = row["erased"]["low"] > gone  # however few the images, it is there more often than "gone" allows
     reason = _unmeasurable(row, evaluation)
     if reason and not certain:
         return f"Cannot be told: {reason}", "open"
-    if before < 2 * GONE_RATE and after <= max(GONE_RATE, before):
+    if before < 2 * gone and after <= max(gone, before):
         return "Cannot be told: the original model hardly shows it", "open"
-    if after <= GONE_RATE:
-        return _judge_absence(row, evaluation)
+    if after <= gone:
+        answer = _judge_absence(row, evaluation)
+        return (
+            answer
+            if after <= GONE_RATE or answer[1] == "bad"
+            else ("It looks so, but no more is seen than the judge errs by", "open")
+        )
     if after <= 0.2 * before:
         return "Mostly, not fully", "open"
     return ("Only in part", "bad") if after <= 0.8 * before else ("No", "bad")
+
+
+def _calibration(row: Mapping[str, Any], evaluation: Evaluation) -> Mapping[str, Any]:
+    """How far the judge can be trusted on a row's concept; nothing where it was not calibrated."""
+    found: Mapping[str, Any] = ((evaluation.get("detector") or {}).get("calibration") or {}).get(label_form(plain_name(row)), {})
+    return found
 
 
 def _unmeasurable(row: Mapping[str, Any], evaluation: Evaluation) -> str:

@@ -17,6 +17,8 @@ from sd_erase.clients import clients
 from sd_erase.concepts import read_concepts
 from sd_erase.config import RunConfig, dump
 from sd_erase.evaluation import stored
+from sd_erase.metrics.tables import apart_sentences
+from sd_erase.metrics.unlearncanvas import NAMES
 from sd_erase.metrics.verdicts import GONE_RATE, KEPT_SHARE, judge_others, judge_target, percent
 from sd_erase.provenance import read_run
 from sd_erase.report.figures import curves, image_pairs
@@ -53,7 +55,9 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
     names = [concept.name for concept in concepts] or list(config.concepts)
     base = chain.base_of(run, config)
     exported = _exported(manifests, exports, links)
-    groups = image_pairs(run, concepts, progress) if has_images else []
+    seen_by = (evaluation or {}).get("labels", {})
+    judged = [dataclasses.replace(one, labels=tuple(seen_by.get(one.name, one.labels))) for one in concepts]
+    groups = image_pairs(run, judged, progress) if has_images else []
     gone, broken = judge_target(evaluation), judge_others(evaluation)
     towers = "both towers trained" if trained.get("towers", config.train.towers) == "both" else "text tower trained"
     facts = {
@@ -74,6 +78,9 @@ def build_report(config: RunConfig, run: RunDir, progress: Any = None) -> dict[s
         "evaluation": evaluation,
         "generated": manifests["generate"],
         "detector": (evaluation or {}).get("detector"),
+        "judges": _judges(evaluation),
+        "opinions": _opinions(evaluation),
+        "measures": _measures(evaluation),
         "beyond": _beyond(evaluation),
         "instead": _instead(evaluation),
         "groups": groups,
@@ -197,6 +204,32 @@ def _instead(evaluation: dict[str, Any] | None) -> list[tuple[str, int, int]]:
     before, after = surplus["original"]["unnamed_labels"], surplus["erased"]["unnamed_labels"]
     rows = [(label, before.get(label, 0), after.get(label, 0)) for label in {**before, **after}]
     return sorted(rows, key=lambda row: (row[1] - row[2], row[0]))
+
+
+def _judges(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The cards of what looked at the images, the first the one whose figures are shown."""
+    detector = (evaluation or {}).get("detector") or {}
+    found: list[dict[str, Any]] = detector.get("judges") or [detector]
+    return found if detector else []
+
+
+def _opinions(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """What further judges say of the erased concepts: judge, rows, and sentences on where they differ from the first."""
+    first = next((judge["name"] for judge in _judges(evaluation)), "")
+    return [
+        {**each, "sentences": apart_sentences(each, first), "rows": each["rows"]}
+        for each in (evaluation or {}).get("opinions", ())
+    ]
+
+
+def _measures(evaluation: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """UnlearnCanvas' measures that prompts ask for: concept, name, what it is, and a share a side."""
+    return [
+        {"concept": name, "name": measure, "about": NAMES[measure], "sides": [sides["original"], sides.get("erased")]}
+        for name, found in ((evaluation or {}).get("unlearncanvas") or {}).items()
+        for measure, sides in found.items()
+        if sides["original"]["n"]
+    ]
 
 
 def _anchors(anchors: Any) -> str:
