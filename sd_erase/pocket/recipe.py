@@ -1,0 +1,33 @@
+"""The numbers of a build: sizes and lengths, one recipe a world."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sizes and lengths of the build."""
+
+    world: str = "pocket"
+    seed: int = 0
+    scenes: int = 40_960
+    clip_steps: int = 1_000
+    vae_steps: int = 2_400
+    vae_batch: int = 16
+    decoder_steps: int = 1_200
+    unet_steps: int = 7_000
+    unet_batch: int = 32
+    judge_steps: int = 0  # of the style's classifier, where the world has styles
+    detector_scenes: int = 2_000
+    detector_epochs: int = 8
+    empty_share: float = 0.1  # captions dropped for classifier-free guidance
+    ema_decay: float = 0.999
+    min_snr_gamma: float = 5.0
+    minutes: float = 0.0  # that one training may take; 0: as many as its steps
+
+
+RECIPES = {
+    "pocket": Recipe(),
+    "art": Recipe(world="art"),
+}
