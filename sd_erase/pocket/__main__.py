@@ -13,6 +13,7 @@ import click
 
 from sd_erase.errors import UserError
 from sd_erase.folders import claim, is_claimed
+from sd_erase.interrupts import as_interrupts
 
 if TYPE_CHECKING:
     from sd_erase.pocket.recipe import Recipe
@@ -100,7 +101,7 @@ def build(
             [] if minutes is None else ["--minutes", str(minutes)]
         )
         after = {step: builder.STEPS[step].after for step in own}
-        with sentences():
+        with sentences(), as_interrupts():  # a signal ends the steps too
             run_jobs(
                 asked, after, jobs, lambda step: [sys.executable, "-m", "sd_erase.pocket", "build", *options, "--step", step]
             )
@@ -131,7 +132,8 @@ def _recipe(recipe: Recipe, settings: Iterable[str]) -> Recipe:
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--scenes", type=click.IntRange(min=1), default=3000, show_default=True, help="How many images.")
-def render(folder: Path, scenes: int) -> None:
+@click.option("--world", type=click.Choice(WORLDS), default="pocket", show_default=True, help="Which embedded world.")
+def render(folder: Path, scenes: int, world: str) -> None:
     """Write the world's scenes as a data set in Flickr30K's layout: flickr30k-images/ and results_20130124.token.
 
     Example: python -m sd_erase.pocket render outputs/pocket-flickr30k
@@ -142,7 +144,7 @@ def render(folder: Path, scenes: int) -> None:
 
     with sentences():
         check_free(folder)
-    click.echo(library(folder, scenes, progress=RichProgress()))
+    click.echo(library(folder, scenes, progress=RichProgress(), world=world))
 
 
 if __name__ == "__main__":

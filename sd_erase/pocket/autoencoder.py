@@ -39,7 +39,7 @@ def train_vae(recipe: Recipe, folder: Path) -> Any:
     """The autoencoder; afterwards the latents' mean and deviation a channel are folded exactly into its 1x1 convolutions."""
     torch.manual_seed(recipe.seed + 1)
     model = vae_model(WORLDS[recipe.world])
-    images = data(recipe, folder)["images"]
+    images = data(recipe, folder, ["images"])["images"]
 
     def loss_of(step: int) -> torch.Tensor:
         generator = generator_of(recipe.seed + 1, step)
@@ -71,7 +71,7 @@ def fold_statistics(model: Any, images: np.ndarray) -> Any:
 def train_decoder(recipe: Recipe, folder: Path) -> Any:
     """The decoder alone, on noisy latents: what a denoiser gives is never exact."""
     model = train_vae(recipe, folder)
-    images, latents = data(recipe, folder)["images"], encode_latents(recipe, folder)
+    images, latents = data(recipe, folder, ["images"])["images"], encode_latents(recipe, folder)
     decoder = nn.ModuleList([model.post_quant_conv, model.decoder])
 
     def loss_of(step: int) -> torch.Tensor:
@@ -93,7 +93,7 @@ def encode_latents(recipe: Recipe, folder: Path) -> torch.Tensor:
     """The latents [N, 4, 16, 16] of all training scenes (posterior means, float16)."""
     path = folder / "latents.safetensors"
     if not path.is_file():
-        model, images = train_vae(recipe, folder), data(recipe, folder)["images"]
+        model, images = train_vae(recipe, folder), data(recipe, folder, ["images"])["images"]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             parts = [model.encode(pixels(images[i : i + 128])).latent_dist.mean.half() for i in range(0, len(images), 128)]
         save_file({"latents": torch.cat(parts).contiguous()}, path.with_suffix(".tmp"))

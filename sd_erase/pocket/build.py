@@ -41,7 +41,7 @@ class Step:
 
 
 STEPS = {
-    "data": Step(lambda recipe, work, target: data(recipe, work)),
+    "data": Step(lambda recipe, work, target: data(recipe, work, ())),
     "clip": Step(lambda recipe, work, target: train_clip(recipe, work), ("data",)),
     "vae": Step(lambda recipe, work, target: train_vae(recipe, work), ("data",)),
     "latents": Step(lambda recipe, work, target: encode_latents(recipe, work), ("vae",)),

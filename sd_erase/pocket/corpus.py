@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,12 @@ def compact_ids(ids: np.ndarray, known: list[int]) -> np.ndarray:
     return table[ids]
 
 
-def data(recipe: Recipe, folder: Path) -> dict[str, np.ndarray]:
-    """The training scenes: pictures [N, H, W, 3] in uint8 and token ids [N, 77]."""
+def data(recipe: Recipe, folder: Path, keys: Collection[str] = ("images", "ids")) -> dict[str, np.ndarray]:
+    """The training scenes, drawn where they are not there yet: pictures [N, H, W, 3] in uint8 and token ids [N, 77].
+
+    Args:
+        keys: which of the two are read.
+    """
     path = folder / "data.npz"
     if not path.is_file():
         world, tok = WORLDS[recipe.world], tokenizer()
@@ -58,7 +63,7 @@ def data(recipe: Recipe, folder: Path) -> dict[str, np.ndarray]:
         np.savez(temporary, images=images, ids=ids.astype(np.int32))
         temporary.replace(path)
     with np.load(path, allow_pickle=False) as arrays:
-        return {key: arrays[key] for key in ("images", "ids")}
+        return {key: arrays[key] for key in keys}
 
 
 def pixels(images: np.ndarray) -> torch.Tensor:

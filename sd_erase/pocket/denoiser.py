@@ -53,7 +53,7 @@ def train_unet(recipe: Recipe, folder: Path) -> Any:
     model.set_attn_processor(AttnProcessor())  # plain products: the fused kernel's backward pass is slow on a CPU
     text, known = train_clip(recipe, folder).text_model.requires_grad_(False), known_ids(world)
     latents = encode_latents(recipe, folder)
-    ids = torch.from_numpy(compact_ids(data(recipe, folder)["ids"], known))
+    ids = torch.from_numpy(compact_ids(data(recipe, folder, ["ids"])["ids"], known))
     empty_ids = tokenizer()([""], padding="max_length", max_length=POSITIONS, return_tensors="np")["input_ids"]
     with torch.no_grad():  # the text encoder is done: its states are computed once
         hidden = torch.cat([text(input_ids=ids[i : i + 256]).last_hidden_state.half() for i in range(0, len(ids), 256)])

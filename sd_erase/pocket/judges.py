@@ -130,7 +130,7 @@ def train_classifier(recipe: Recipe, folder: Path) -> Any:
     if final.is_file():
         model.load_state_dict(load_file(final))
         return model.eval()
-    images, latents = data(recipe, folder)["images"], encode_latents(recipe, folder)
+    images, latents = data(recipe, folder, ["images"])["images"], encode_latents(recipe, folder)
     autoencoder = train_decoder(recipe, folder)
     labels = torch.tensor([world.manners.index(world.sample(number).style) for number in range(len(images))])
     groups = [torch.where(labels == number)[0] for number in range(len(world.manners))]

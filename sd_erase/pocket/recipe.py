@@ -29,5 +29,10 @@ class Recipe:
 
 RECIPES = {
     "pocket": Recipe(),
-    "art": Recipe(world="art"),
-}
+    # planned for three hours on two cores with --jobs 2: one core trains the CLIP and then the denoiser, the other the autoencoder (which the
+    # denoiser waits for), the decoder and the judges
+    "art": Recipe(
+        world="art", clip_steps=2_000, vae_steps=5_000, vae_batch=8, decoder_steps=6_000, unet_steps=24_000, judge_steps=800,
+        detector_scenes=4_000, detector_epochs=12, ema_decay=0.9995,
+    ),
+}  # fmt: skip

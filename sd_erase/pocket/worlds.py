@@ -26,6 +26,7 @@ class World:
     render: Callable[
         [Any], tuple[Any, list[tuple[str, tuple[float, float, float, float]]]]
     ]  # the picture, and (name, box) of each thing
+    captions: Callable[[Any, int], list[str]]  # further captions of a scene
     vocabulary: Callable[[], str]
     label: Callable[[str], str]  # the detector's label of a thing
     names: tuple[str, ...] = ()  # of the detector; COCO's where there are none
@@ -44,11 +45,11 @@ class World:
 
 WORLDS = {
     "pocket": World(
-        "pocket", "pocket", HERE / "weights", world.SIZE, world.sample_scene, world.render, world.vocabulary,
+        "pocket", "pocket", HERE / "weights", world.SIZE, world.sample_scene, world.render, world.captions_of, world.vocabulary,
         lambda name: world.BY_NAME[name].label,
     ),
     "art": World(
-        "art", "pocket-art", HERE / "art" / "weights", ART_SIZE, scenes.sample_scene, scenes.render, scenes.vocabulary, str,
+        "art", "pocket-art", HERE / "art" / "weights", ART_SIZE, scenes.sample_scene, scenes.render, scenes.captions_of, scenes.vocabulary, str,
         names=cast.LABELS, manners=cast.MANNERS, patch=16, autoencoder=(16, 32, 64, 64), denoiser=(64, 96, 128), detector_width=0.125,
     ),
 }  # fmt: skip
