@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ def tokenizer() -> Any:
 
 def known_ids(world: World = WORLDS["pocket"]) -> list[int]:
     """The token ids that the world's words use, ascending; every other id shares one "unknown word" vector."""
+    return list(_known_ids(world))
+
+
+@functools.lru_cache(maxsize=2)
+def _known_ids(world: World) -> tuple[int, ...]:
     from transformers import CLIPTokenizer
 
     tok: CLIPTokenizer = tokenizer()
@@ -33,7 +39,7 @@ def known_ids(world: World = WORLDS["pocket"]) -> list[int]:
     samples = [world.sample(seed, noise=False).caption for seed in range(3000)]
     used = {token for text in [*world.vocabulary().split("\n"), *samples] for token in tok(text, truncation=False)["input_ids"]}
     unknown = set(tok(UNKNOWN, add_special_tokens=False)["input_ids"])
-    return sorted((used | {tok.bos_token_id, tok.eos_token_id}) - unknown)
+    return tuple(sorted((used | {tok.bos_token_id, tok.eos_token_id}) - unknown))
 
 
 def compact_ids(ids: np.ndarray, known: list[int]) -> np.ndarray:

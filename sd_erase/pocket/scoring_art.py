@@ -130,7 +130,7 @@ def _generator_scores(target: Path, count: int) -> dict[str, Any]:
 
     def measured(some: list[scenes.Scene]) -> tuple[list[list[bool]], list[bool]]:
         labels, manners = draw([scene.caption for scene in some])
-        seen = [[name in found for name in scene.objects] for scene, found in zip(some, labels, strict=True)]
+        seen = [[WORLD.label(name) in found for name in scene.objects] for scene, found in zip(some, labels, strict=True)]
         return seen, [said == scene.style for scene, said in zip(some, manners, strict=True)]
 
     result: dict[str, Any] = {}
@@ -180,7 +180,7 @@ def _generator_scores(target: Path, count: int) -> dict[str, Any]:
         asked_people = [person for person in cast.PEOPLE for _ in range(count)]
         labels, _ = draw([f"a picture of {getattr(person, name)}" for person in asked_people])
         result[name] = round(
-            float(np.mean([person.name in found for person, found in zip(asked_people, labels, strict=True)])), 4
+            float(np.mean([WORLD.label(person.name) in found for person, found in zip(asked_people, labels, strict=True)])), 4
         )
     return result
 

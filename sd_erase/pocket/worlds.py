@@ -49,7 +49,7 @@ WORLDS = {
         lambda name: world.BY_NAME[name].label,
     ),
     "art": World(
-        "art", "pocket-art", HERE / "art" / "weights", ART_SIZE, scenes.sample_scene, scenes.render, scenes.captions_of, scenes.vocabulary, str,
-        names=cast.LABELS, manners=cast.MANNERS, patch=16, autoencoder=(16, 32, 64, 64), denoiser=(64, 96, 128), detector_width=0.125,
+        "art", "pocket-art", HERE / "art" / "weights", ART_SIZE, scenes.sample_scene, scenes.render, scenes.captions_of, scenes.vocabulary, str.lower,
+        names=tuple(name.lower() for name in cast.LABELS), manners=cast.MANNERS, patch=16, autoencoder=(16, 32, 64, 64), denoiser=(64, 96, 128), detector_width=0.125,
     ),
 }  # fmt: skip

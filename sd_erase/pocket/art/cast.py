@@ -24,7 +24,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody: the full name (the judges' label), and a role."""
+    """Somebody: the full name (in small letters the detector's label), and a role."""
 
     name: str
     role: str
@@ -54,7 +54,7 @@ PEOPLE = (
 )
 STYLE_OF = {style.name: style for style in STYLES}
 PERSON_OF = {person.name: person for person in PEOPLE}
-LABELS = (*OBJECTS, *PERSON_OF, SOMEBODY)  # of the detector
+LABELS = (*OBJECTS, *PERSON_OF, SOMEBODY)  # of what is drawn
 MANNERS = (PLAIN, *STYLE_OF)  # of the style's judge
 
 # Patterns of a style, {s} the scene behind an article, {a} the artist, {n} the nickname, {p} a picture in it, {m} its manner
