@@ -55,7 +55,9 @@ def check_free(path: Path) -> None:
         )
 
 
-def render(folder: Path, scenes: int = SCENES, first_seed: int = FIRST_SEED, progress: Any = None, world: str = "pocket") -> Path:
+def render(
+    folder: Path, scenes: int = SCENES, first_seed: int = FIRST_SEED, progress: Any = None, *, world: str = "pocket"
+) -> Path:
     """Draw `scenes` scenes into ``folder/flickr30k-images`` and write ``results_20130124.token`` last.
 
     Args:
