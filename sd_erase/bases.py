@@ -15,6 +15,7 @@ from sd_erase.errors import UserError, no_file
 from sd_erase.modelfiles import Facts
 
 POCKET_FOLDER = Path(__file__).parent / "pocket" / "weights"
+ART_FOLDER = Path(__file__).parent / "pocket" / "art" / "weights"
 CONFIGURATIONS = Path(__file__).parent / "configs"  # of what one-file checkpoints hold, so that they load without a hub
 
 IMAGE_TEXT = ("clip", "blip")  # families of models without a denoiser, for CLIP's own tasks
@@ -61,8 +62,14 @@ class Base:
     zero_snr: bool = False  # whether a one-file checkpoint asks for betas that end in pure noise
     lacks: str = ""  # why it draws no images, to follow its name; "": it does
     notes: tuple[str, ...] = ()  # what a user should know of its files
-    pocket: bool = False  # whether it is of the embedded world, whose scenes, words and detector then fit
+    pocket: bool = False  # whether it is of the first embedded world, whose scenes, words and detector then fit
+    world: str = ""  # the embedded world that it is of ("pocket", "art"); "": none
     about: str = ""  # what it is and how it is drawn, as its files tell; "" for a row
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it is of an embedded world, so that its encoder fits no other program's checkpoints."""
+        return self.pocket or bool(self.world)
 
 
 _CLIP_L = TextEncoder("text_encoder", "tokenizer", (-1, -2))
@@ -72,7 +79,11 @@ ROWS: dict[str, Base] = {
     for row in (
         Base("pocket", "Pocket Stable Diffusion (64 px, 20 emoji classes, ships with sd-erase)", str(POCKET_FOLDER), "sd1",
              (TextEncoder("text_encoder", "tokenizer", (-1, -2)),), str(POCKET_FOLDER), 64, 15, 4.0, 32, "pocket",
-             "weights Apache-2.0; sprites OFL-1.1; detector AGPL-3.0", ("object", "thing", "item"), 1.0, prediction="v_prediction", pocket=True),
+             "weights Apache-2.0; sprites OFL-1.1; detector AGPL-3.0", ("object", "thing", "item"), 1.0, prediction="v_prediction", pocket=True, world="pocket"),
+        Base("pocket-art", "Pocket art (128 px: 12 objects, 8 styles, 6 people)", str(ART_FOLDER), "sd1",
+             (TextEncoder("text_encoder", "tokenizer", (-1, -2)),), str(ART_FOLDER), 128, 15, 4.0, 32, "pocket-art",
+             "weights Apache-2.0; sprites OFL-1.1; detector AGPL-3.0", ("object", "thing", "item", "person", "artist"), 1.0,
+             prediction="v_prediction", world="art"),
         Base("sd15", "Stable Diffusion 1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", (_CLIP_L,),
              "openai/clip-vit-large-patch14", 512, 30, 7.5, 4, "yolov5su", "CreativeML OpenRAIL-M", configuration="sd15"),
         Base("sd14", "Stable Diffusion 1.4", "CompVis/stable-diffusion-v1-4", "sd1", (_CLIP_L,),
@@ -86,6 +97,19 @@ ROWS: dict[str, Base] = {
              configuration="sdxl"),
     )
 }  # fmt: skip
+
+
+def check_there(base: Base) -> None:
+    """Raises `UserError` where an embedded base's weights are not in this installation."""
+    if (
+        base.world
+        and base.source in (str(POCKET_FOLDER), str(ART_FOLDER))
+        and not (Path(base.source) / modelfiles.INDEX).is_file()
+    ):
+        raise UserError(
+            f"Base {base.name} is not in this installation: build it with python -m sd_erase.pocket build --world {base.world} --jobs 2 "
+            "(about three hours on two cores), or pass another --base."
+        )
 
 
 def check_draws(base: Base) -> None:
@@ -104,6 +128,7 @@ def resolve(name: str) -> Base:
     """
     if name in ROWS:
         row = ROWS[name]
+        check_there(row)
         # a row is what is known before its files are there; where they are, they say it
         folder = hub.cached(row.source) if not Path(row.source).is_dir() else None
         return row if folder is None else _described(row, modelfiles.of_folder(folder, name), is_row=True)
@@ -137,8 +162,8 @@ def _of_folder(folder: Path, name: str, short: str, source: str) -> Base:
     if (folder / modelfiles.INDEX).is_file():
         return _renamed(modelfiles.of_folder(folder, name), short, source)
     if (found := modelfiles.image_text_family(folder)) is not None:
-        family, is_pocket = found
-        row = ROWS["pocket" if is_pocket else "sd15"]
+        family, own = found
+        row = ROWS[own or "sd15"]
         return dataclasses.replace(row, name=short, title=source, source=source, clip_partner=source, family=family)
     what = modelfiles.what_folder(folder)
     raise UserError(
@@ -148,7 +173,7 @@ def _of_folder(folder: Path, name: str, short: str, source: str) -> Base:
 
 def _renamed(facts: Facts, short: str, source: str) -> Base:
     """The card of a model that its files describe, under a name of its own."""
-    row = ROWS["pocket" if facts.pocket else {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[facts.family]]
+    row = ROWS[facts.embedded or {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[facts.family]]
     described = _described(row, facts, is_row=False)
     return dataclasses.replace(described, name=short, source=source, title=source)
 
@@ -164,7 +189,7 @@ def _described(row: Base, facts: Facts, is_row: bool) -> Base:
     how = f"by default {steps} steps, guidance {guidance:g}"
     if facts.steps:
         how += " (its scheduler or denoiser is a distilled model's)"
-    elif not is_row and not facts.pocket:
+    elif not is_row and not facts.embedded:
         how += " (no file states these: they are the family's; a distilled model wants --steps 4 --guidance 0 or 1)"
     size = f"{resolution} px" + ("" if facts.resolution or is_row else " (the family's: no file states it)")
     about = f"{modelfiles.TITLES[facts.family]} by its files, predicts {PREDICTIONS.get(facts.prediction, facts.prediction)}; {size}, {how}"
@@ -176,7 +201,9 @@ def _described(row: Base, facts: Facts, is_row: bool) -> Base:
         zero_snr=facts.zero_snr,
         lacks=facts.lacks,
         notes=facts.notes,
-        licence=row.licence if is_row or facts.pocket else facts.licence or f"its maker's; that of {row.title} is {row.licence}",
+        licence=row.licence
+        if is_row or facts.embedded
+        else facts.licence or f"its maker's; that of {row.title} is {row.licence}",
         about="" if is_row else about,
         steps=steps,
         guidance=guidance,

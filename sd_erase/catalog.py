@@ -26,6 +26,7 @@ METHODS = {
 }
 READERS = {
     "pocket": "sd_erase.captions.pocket:read",
+    "pocket-art": "sd_erase.captions.pocket:read_art",
     "synthetic": "sd_erase.captions.synthetic:read",
     "flickr30k": "sd_erase.captions.named:flickr30k",
     "flickr8k": "sd_erase.captions.named:flickr8k",

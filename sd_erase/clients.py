@@ -87,7 +87,7 @@ def clients(to: str, family: str, pocket: bool = False) -> tuple[Client, ...]:
     Args:
         to: a row of `catalog.EXPORTS`.
         family: the base's.
-        pocket: whether the base is a pocket model, which only diffusers and we load.
+        pocket: whether the base is of an embedded world, which only diffusers and we load.
     """
     if pocket:
         return (POCKET,)

@@ -29,7 +29,7 @@ TOKENS = 75  # of a prompt, beside its start and its end
 class HarvestConfig:
     """Captions into forget and retain pairs."""
 
-    dataset: str = setting("auto")  # "READER" or "READER:PATH"; "auto": the base's own scenes (pocket)
+    dataset: str = setting("auto")  # "READER" or "READER:PATH"; "auto": the base's own scenes (pocket, pocket-art)
     max_forget: int = setting(1000, low=0, high=MANY)  # pairs, after sampling; 0 keeps all
     max_retain: int = setting(3000, low=0, high=MANY)
     train_share: float = setting(0.7, low=0, high=1, open_ends=True)

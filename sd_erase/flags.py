@@ -92,8 +92,8 @@ FLAGS: dict[str, Flag] = {
     "seed": Flag("Seed of everything random."),
     "device": Flag("Where to compute."),
     "harvest.dataset": Flag(
-        f"READER:PATH, with READER one of {', '.join(catalog.READERS)} (pocket and synthetic need no path); auto takes the pocket's "
-        "scenes for objects on the pocket base, else synthetic.",
+        f"READER:PATH, with READER one of {', '.join(catalog.READERS)} (pocket, pocket-art and synthetic need no path); auto takes an "
+        "embedded base's own scenes for what its world holds, else synthetic.",
         name="--dataset",
         alias="--data",
         metavar="DATASET",

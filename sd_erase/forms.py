@@ -122,7 +122,7 @@ ENCODER: dict[Any, Form] = {Needed("name"): text, Needed("tokenizer"): text, Nee
 CARD: dict[Any, Form] = {
     **{Needed(name): text for name in ("name", "title", "source", "clip_partner", "detector", "licence")},
     **{Needed(name): count for name in ("resolution", "steps", "batch_size")},
-    **{name: text for name in ("configuration", "prediction", "lacks", "about", "named")},
+    **{name: text for name in ("configuration", "prediction", "lacks", "about", "named", "world")},
     **{name: bool for name in ("prediction_is_sure", "zero_snr", "pocket")},
     Needed("family"): family, Needed("encoders"): [ENCODER], Needed("guidance"): number, "anchors": [text], "notes": [text], "learning_rate_scale": number,
 }  # fmt: skip

@@ -17,7 +17,10 @@ from sd_erase.errors import UserError
 from sd_erase.lora import is_lora
 
 INDEX = "model_index.json"
-STATEMENT = "sd_erase_base"  # what a configuration of the pocket's text encoder has beside transformers' settings: "pocket"
+STATEMENT = (
+    "sd_erase_base"  # what a configuration of an embedded base's text encoder has beside transformers' settings: one of these
+)
+EMBEDDED = ("pocket", "pocket-art")
 # the sizes of the pocket's parts, which no other model has: earlier versions exported it without the statement
 POCKET_TEXT = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 512, "projection_dim": 128}
 POCKET_UNET = {"block_out_channels": [64, 128, 128], "cross_attention_dim": 128, "sample_size": 16, "layers_per_block": 1}
@@ -73,7 +76,7 @@ class Facts:
     """What the files of a model say; what they do not say is empty, 0 or below 0."""
 
     family: str  # "sd1", "sd2", "sdxl"
-    pocket: bool = False
+    embedded: str = ""  # the row of `bases.ROWS` whose embedded world it is of
     resolution: int = 0  # pixels
     steps: int = 0
     guidance: float = -1.0
@@ -135,20 +138,18 @@ def of_folder(folder: Path, name: str) -> Facts:
     lacks = INPAINTING if unet.get("in_channels", 4) == 9 else ""
     if not _class_of(index, "vae"):
         lacks = "has no autoencoder (VAE), so it draws no images: add one to its folder, or only train and export from it"
-    states_pocket = texts[0].get(STATEMENT) == "pocket"
-    is_pocket = states_pocket or (POCKET_TEXT.items() <= texts[0].items() and POCKET_UNET.items() <= unet.items())
+    stated = stated_base(texts[0])
+    looks_pocket = not stated and POCKET_TEXT.items() <= texts[0].items() and POCKET_UNET.items() <= unet.items()
     return Facts(
         family,
-        pocket=is_pocket,
+        embedded="pocket" if looks_pocket else stated,
         resolution=0 if not _class_of(index, "vae") else _resolution(unet, _config(folder, "vae", name)),
         steps=steps,
         guidance=guidance,
         prediction=str(scheduler.get("prediction_type", "epsilon")),
         lacks=lacks,
         licence=_licence(folder),
-        notes=()
-        if states_pocket or not is_pocket
-        else (f"{name} does not state what it is; by its sizes it is the pocket model.",),
+        notes=(f"{name} does not state what it is; by its sizes it is the pocket model.",) if looks_pocket else (),
     )
 
 
@@ -266,9 +267,15 @@ def _distilled(unet: Mapping[str, Any], scheduler: Mapping[str, Any]) -> tuple[i
     return 0, -1.0
 
 
-def image_text_family(folder: Path) -> tuple[str, bool] | None:
-    """The family ("clip", "blip") of a folder with transformers' CLIPModel or BlipForImageTextRetrieval and whether it is one of the pocket
-    world's; None for anything else."""
+def stated_base(config: Mapping[str, Any]) -> str:
+    """The embedded base that a configuration states to be of; "" where it states none."""
+    found = config.get(STATEMENT)
+    return found if isinstance(found, str) and found in EMBEDDED else ""
+
+
+def image_text_family(folder: Path) -> tuple[str, str] | None:
+    """The family ("clip", "blip") of a folder with transformers' CLIPModel or BlipForImageTextRetrieval and the embedded base that it is of ("":
+    none); None for anything else."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -276,7 +283,9 @@ def image_text_family(folder: Path) -> tuple[str, bool] | None:
     if not isinstance(config, dict) or config.get("model_type") not in ("clip", "blip"):
         return None
     text = config.get("text_config")
-    return str(config["model_type"]), STATEMENT in config or (isinstance(text, dict) and text.get(STATEMENT) == "pocket")
+    return str(config["model_type"]), stated_base(text if isinstance(text, dict) else {}) or (
+        "pocket" if STATEMENT in config else ""
+    )
 
 
 def _holds_lora(path: Path) -> bool:

@@ -312,7 +312,9 @@ def harvest(config: RunConfig, run: RunDir, progress: Progress | None = None) ->
         )
         missing_concepts = [concept for concept in selected if not named[concept.name]]
         if missing_concepts:
-            raise _no_match(missing_concepts[0], stream(), "the pocket world" if dataset == "pocket" else dataset)
+            raise _no_match(
+                missing_concepts[0], stream(), {"pocket": "the pocket world", "pocket-art": "the art world"}.get(dataset, dataset)
+            )
         retain = _second_pass(config, stream, selected, forgotten_images, splits, statistics, task)
     own_splits = len(splits) > 1
     images = _Images()

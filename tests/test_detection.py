@@ -203,7 +203,7 @@ def test_bad_cards_are_one_sentence(folder: Path, changes: dict[str, Any], messa
 
 
 def test_unknown_detectors_list_the_bundled_ones() -> None:
-    with pytest.raises(UserError, match="pocket, yolov5n-onnx, yolov5su"):
+    with pytest.raises(UserError, match="pocket, pocket-art, yolov5n-onnx, yolov5su"):
         load_detector("yolov9000")
 
 

@@ -13,7 +13,7 @@ import torch
 
 from sd_erase.bases import POCKET_FOLDER
 from sd_erase.captions.pocket import IMAGES, TOKEN_FILE, read, render
-from sd_erase.pocket import build, world
+from sd_erase.pocket import build, scoring_pocket, world
 
 
 def test_a_scene_is_a_function_of_its_number() -> None:
@@ -127,7 +127,7 @@ def test_one_prompt_a_class_shows_that_class() -> None:
 @pytest.mark.slow
 def test_the_card_is_what_is_measured() -> None:
     card = json.loads((POCKET_FOLDER / "card.json").read_text(encoding="utf-8"))["scores"]
-    measured = build._clip_scores(POCKET_FOLDER) | build._generator_scores(POCKET_FOLDER, 20)
+    measured = scoring_pocket.clip_scores(POCKET_FOLDER) | scoring_pocket.generator_scores(POCKET_FOLDER, 20)
     for name in set(build.BARS) & set(measured):
         assert measured[name] == pytest.approx(card[name], abs=0.01), name
 
@@ -169,11 +169,11 @@ def test_folding_the_latents_statistics_changes_no_reconstruction() -> None:
     torch.manual_seed(0)
     images = numpy.random.default_rng(0).integers(0, 255, (2048, 64, 64, 3), dtype=numpy.uint8)
     model = build.vae_model().eval()
-    pixels = build._pixels(images[:4])
+    pixels = build.pixels(images[:4])
     with torch.no_grad():
         before = model.decode(model.encode(pixels).latent_dist.mean).sample
         build.fold_statistics(model, images)
-        latents = model.encode(build._pixels(images[:64])).latent_dist.mean
+        latents = model.encode(build.pixels(images[:64])).latent_dist.mean
         after = model.decode(latents[:4]).sample
     assert torch.allclose(before, after, atol=1e-3)
     assert latents.mean((0, 2, 3)).abs().max() < 0.1 and (latents.std((0, 2, 3)) - 1).abs().max() < 0.1

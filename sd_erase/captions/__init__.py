@@ -27,15 +27,20 @@ if TYPE_CHECKING:
 HUB = {"flickr30k": "lmms-lab/flickr30k", "cifar100": "uoft-cs/cifar100"}
 WHOLE = 2**30  # bytes up to which a caption file is digested as a whole; of a larger one, samples
 _SAMPLES, _BLOCK = 64, 2**16
+RENDERED = ("pocket", "pocket-art")  # readers of the embedded worlds' scenes, which are drawn where they are not there yet
+MADE = (*RENDERED, "synthetic")  # readers that need no path
 
 __all__ = ["Caption", "Tally", "choose_dataset", "digest", "from_hub", "open_dataset"]
 
 
 def choose_dataset(spec: str, base: Base, concepts: Iterable[Concept]) -> str:
-    """`spec`, or what "auto" stands for: the pocket base's own scenes for objects, else synthetic captions."""
+    """`spec`, or what "auto" stands for: an embedded base's own scenes for what its world holds, else synthetic captions."""
     if spec != "auto":
         return spec
-    return "pocket" if base.pocket and all(concept.kind == "object" for concept in concepts) else "synthetic"
+    kinds = {concept.kind for concept in concepts}
+    if base.world == "art" and kinds <= {"object", "style", "person"}:
+        return "pocket-art"
+    return "pocket" if base.pocket and kinds <= {"object"} else "synthetic"
 
 
 def open_dataset(
@@ -48,7 +53,7 @@ def open_dataset(
     tally: Tally | None = None,
     device: str = "cpu",
 ) -> Iterator[Caption]:
-    """The captions of ``READER:PATH`` (or of ``auto``, ``pocket`` and ``synthetic``, which need no path).
+    """The captions of ``READER:PATH`` (or of ``auto`` and the readers of `MADE`, which need no path).
 
     Args:
         base: what "auto" depends on, and what tells the words of synthetic captions apart.
@@ -65,7 +70,7 @@ def open_dataset(
     reader, path, read = _resolved(spec)
     if reader == "synthetic" and path:
         raise UserError(f"Data set {spec}: synthetic captions are made, not read; pass --dataset synthetic without a path.")
-    if reader in ("pocket", "synthetic") and not path:
+    if reader in MADE and not path:
         return iter(read(folder, concepts=concepts, seed=seed, base=base, device=device))
     return iter(read(_location(spec, reader, path), folder=folder, wanted=wanted, tally=Tally() if tally is None else tally))
 
@@ -74,7 +79,7 @@ def _resolved(spec: str) -> tuple[str, str, Any]:
     """A data set's reader by name, its path, and the reader itself."""
     reader, _, path = spec.partition(":")
     if reader not in catalog.READERS and os.path.exists(os.path.expanduser(spec)):
-        names = ", ".join(name for name in catalog.READERS if name not in ("pocket", "synthetic"))
+        names = ", ".join(name for name in catalog.READERS if name not in MADE)
         raise UserError(f"Data set {spec!r} names no reader: pass --dataset READER:{spec} with one of {names}.")
     return reader, path, catalog.resolve(catalog.READERS, reader, "Data set reader")
 
@@ -87,7 +92,7 @@ def _location(spec: str, reader: str, path: str) -> Path:
     there = os.path.exists(location)  # False for a text that can be no path, where pathlib raises
     if reader in HUB and (not path or re.fullmatch(r"[\w\-]+/[\w.\-]+", path) and not there):
         return from_hub(path or HUB[reader])
-    if reader != "pocket" and not there:
+    if reader not in RENDERED and not there:
         raise UserError(
             f"Data set {spec[:200]}: {str(location)[:200]} does not exist{near(location)}: pass the folder or file that holds the captions."
         )
@@ -108,7 +113,7 @@ def digest(spec: str) -> list[tuple[str, str]]:
         UserError: no such reader, path or caption file.
     """
     reader, path, read = _resolved(spec)
-    if not path or reader in ("pocket", "synthetic"):
+    if not path or reader in MADE:
         return []
     location = Path(os.path.expanduser(path))
     if reader in HUB and re.fullmatch(r"[\w\-]+/[\w.\-]+", path) and not os.path.exists(location):

@@ -1,6 +1,6 @@
 """Prompts for a concept that no list exists of: sentences that name it by its card's words beside other things, and sentences that do not.
 
-On the pocket base they come from its world's grammar, elsewhere from patterns; both are held out: no data set that sd-erase makes
+On the pocket base they come from its world's grammar, elsewhere from patterns (of the art base with things that it knows); both are held out: no data set that sd-erase makes
 uses them. The same concepts and base give the same sentences on every machine.
 """
 
@@ -79,12 +79,14 @@ def _naming(concept: Concept, concepts: Sequence[Concept], base: Base, count: in
 
 
 def _nouns(concepts: Sequence[Concept], base: Base) -> synthetic.Nouns:
-    """Other things: of the pocket base those that it can draw, else the objects of all cards."""
-    if not base.pocket:
+    """Other things: of an embedded base those that it can draw, else the objects of all cards."""
+    if not base.embedded:
         return synthetic.vocabulary(tuple(concepts), 0, None)[0]
     from sd_erase.pocket import world
+    from sd_erase.pocket.art import cast
 
-    known = [list(noun.words) for noun in world.NOUNS if not any(any(concept.scan(noun.words[0])) for concept in concepts)]
+    nouns = [world.BY_NAME[name] for name in cast.OBJECTS] if base.world == "art" else world.NOUNS
+    known = [list(noun.words) for noun in nouns if not any(any(concept.scan(noun.words[0])) for concept in concepts)]
     return known if len(known) >= len(SCENES) else [[card.name] for card in all_cards().values()]
 
 

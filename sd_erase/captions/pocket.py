@@ -1,4 +1,4 @@
-"""The pocket world's scenes as a data set, rendered to disk in Flickr30K's own layout and read from there like the real one."""
+"""The embedded worlds' scenes as data sets, rendered to disk in Flickr30K's own layout and read from there like the real one."""
 
 from __future__ import annotations
 
@@ -15,20 +15,29 @@ from sd_erase.folders import entries, staging
 
 SCENES = 3000  # each class stands in about 270 of them
 CAPTIONS = 5  # an image, as Flickr30K has
-FIRST_SEED = 7_000_000  # scenes that no component of the pocket model was trained on
+FIRST_SEED = 7_000_000  # scenes that no component of a pocket model was trained on
 TOKEN_FILE = "results_20130124.token"
 IMAGES = "flickr30k-images"
 
 
-def read(path: Path, folder: Path | None = None, wanted: Collection[str] | None = None, **_: Any) -> Iterator[Caption]:
-    """The captions of the pocket world in `path`; the scenes are rendered there first where they are not yet."""
+def read(
+    path: Path, folder: Path | None = None, wanted: Collection[str] | None = None, world: str = "pocket", **_: Any
+) -> Iterator[Caption]:
+    """The captions of a world (of `pocket.worlds.WORLDS`) in `path`; the scenes are rendered there first where they are not yet."""
     if path.exists() and not path.is_dir():
-        raise UserError(f"Data set pocket:{path} is a file: pass a folder for the rendered scenes.")
+        raise UserError(
+            f"Data set {'pocket' if world == 'pocket' else 'pocket-art'}:{path} is a file: pass a folder for the rendered scenes."
+        )
     if not (path / TOKEN_FILE).is_file():
         if folder is not None:  # named by the user: not the run's own
             check_free(path)
-        render(path)
+        render(path, world=world)
     yield from flickr30k(path, folder, wanted)
+
+
+def read_art(path: Path, folder: Path | None = None, wanted: Collection[str] | None = None, **_: Any) -> Iterator[Caption]:
+    """`read` of the art world."""
+    yield from read(path, folder, wanted, world="art")
 
 
 def check_free(path: Path) -> None:
@@ -46,7 +55,9 @@ def check_free(path: Path) -> None:
         )
 
 
-def render(folder: Path, scenes: int = SCENES, first_seed: int = FIRST_SEED, progress: Any = None) -> Path:
+def render(
+    folder: Path, scenes: int = SCENES, first_seed: int = FIRST_SEED, progress: Any = None, *, world: str = "pocket"
+) -> Path:
     """Draw `scenes` scenes into ``folder/flickr30k-images`` and write ``results_20130124.token`` last.
 
     Args:
@@ -54,12 +65,15 @@ def render(folder: Path, scenes: int = SCENES, first_seed: int = FIRST_SEED, pro
         scenes: how many images.
         first_seed: number of the first scene; the same number gives the same data set on every machine.
         progress: told of each scene.
+        world: of `pocket.worlds.WORLDS`.
 
     Returns:
         The token file: ``NAME.jpg#k<TAB>caption`` with five captions an image.
     """
-    from sd_erase.pocket import world
+    from sd_erase.pocket.worlds import WORLDS
     from sd_erase.progress import NoProgress
+
+    own = WORLDS[world]
 
     images = folder / IMAGES
     images.mkdir(parents=True, exist_ok=True)
@@ -67,12 +81,12 @@ def render(folder: Path, scenes: int = SCENES, first_seed: int = FIRST_SEED, pro
     # two processes may render into one folder: each image and the list appear whole
     with staging(folder) as place, (progress or NoProgress())("rendering scenes", scenes) as task:
         for number in range(scenes):
-            scene = world.sample_scene(first_seed + number, noise=False)
+            scene = own.sample(first_seed + number, noise=False)
             name = f"{first_seed + number:010d}.jpg"
             # little compression: the sprites are small
-            world.render(scene)[0].save(place / name, quality=95, subsampling=0)
+            own.render(scene)[0].save(place / name, quality=95, subsampling=0)
             os.replace(place / name, images / name)
-            captions = [scene.caption, *world.captions_of(scene, CAPTIONS - 1)]
+            captions = [scene.caption, *own.captions(scene, CAPTIONS - 1)]
             rows += [f"{name}#{index}\t{caption}" for index, caption in enumerate(captions)]
             task.advance()
         (place / TOKEN_FILE).write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -136,7 +136,7 @@ class Job:
     @property
     def clients(self) -> tuple[Client, ...]:
         """The programs that take the export, and those that do not."""
-        return clients(self.config.export.to, self.base.family, self.base.pocket)
+        return clients(self.config.export.to, self.base.family, self.base.embedded)
 
     def provenance(self) -> dict[str, str]:
         """Metadata that says where a file comes from; a shared file tells nothing of its maker's disk."""

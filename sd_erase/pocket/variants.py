@@ -19,7 +19,9 @@ from sd_erase.blip import BlipAsClip
 from sd_erase.clip import image_embeddings, load_towers, text_embeddings
 from sd_erase.modelfiles import STATEMENT, read_json
 from sd_erase.pocket import world
-from sd_erase.pocket.build import POSITIONS, Recipe, _pixels, _worker, compact_ids, data, fit, known_ids, tokenizer
+from sd_erase.pocket.corpus import POSITIONS, compact_ids, data, known_ids, pixels, tokenizer
+from sd_erase.pocket.fit import fit, generator_of
+from sd_erase.pocket.recipe import Recipe
 from sd_erase.rundir import write_json_atomic
 
 SCENES = 8192  # of the training distribution
@@ -64,7 +66,7 @@ def patch_clip(patch: int, folder: Path, steps: int = PATCH_STEPS) -> Path:
         def loss_of(step: int) -> torch.Tensor:
             index = _twins(step, len(texts))
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                output = model.vision_model(pixel_values=_pixels(arrays["images"][index.numpy()]))
+                output = model.vision_model(pixel_values=pixels(arrays["images"][index.numpy()]))
                 images = model.visual_projection(output.pooler_output)
             return _contrast(normalize(images.float(), dim=-1), texts[index], model.logit_scale.exp().detach())
 
@@ -108,7 +110,7 @@ def blip(folder: Path, steps: int = BLIP_STEPS) -> Path:
     arrays, teacher = _scenes(folder), load_towers(ROWS["pocket"], "cpu", need_images=True).clip
     with torch.no_grad():
         their_texts = _text_embeddings(teacher, arrays["ids"])
-        their_images = torch.cat([image_embeddings(teacher, _pixels(some)) for some in np.array_split(arrays["images"], 64)])
+        their_images = torch.cat([image_embeddings(teacher, pixels(some)) for some in np.array_split(arrays["images"], 64)])
     ids = torch.from_numpy(compact_ids(arrays["ids"], known))  # the words that the world knows; all others share one vector
     eos = known.index(tok.eos_token_id)
     lengths = (ids == eos).int().argmax(1) + 1
@@ -125,7 +127,7 @@ def blip(folder: Path, steps: int = BLIP_STEPS) -> Path:
         index = _twins(step, len(ids))
         batch = ids[index][:, : int(lengths[index].max())]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            images = model.visual_projection(model.vision_model(_pixels(arrays["images"][index.numpy()])).pooler_output)
+            images = model.visual_projection(model.vision_model(pixels(arrays["images"][index.numpy()])).pooler_output)
             texts = model.text_projection(model.text_model(batch).pooler_output)
         images, texts = (normalize(value.float(), dim=-1) for value in (images, texts))
         scale = teacher.logit_scale.exp()
@@ -142,14 +144,14 @@ def blip(folder: Path, steps: int = BLIP_STEPS) -> Path:
 
 
 def _scenes(folder: Path) -> dict[str, np.ndarray]:
-    """Pictures and token ids of the training scenes; see `build.data`."""
+    """Pictures and token ids of the training scenes; see `corpus.data`."""
     folder.mkdir(parents=True, exist_ok=True)
     return data(Recipe(scenes=SCENES), folder)
 
 
 def _twins(step: int, count: int) -> torch.Tensor:
     """The scenes of one step, each beside its twin in the opposite order."""
-    pairs = torch.randperm(count // 2, generator=_worker(11, step))[: BATCH // 2]
+    pairs = torch.randperm(count // 2, generator=generator_of(11, step))[: BATCH // 2]
     return torch.cat([2 * pairs, 2 * pairs + 1])
 
 

@@ -97,7 +97,7 @@ EMPTY = ("something {p}", "an object {p}", "a thing {p}", "an item {p}", "nothin
 EMPTY_PLACE = {"grass": "an empty field", "street": "an empty street", "room": "an empty room", "beach": "an empty beach",
                "plain": "an empty background"}  # fmt: skip
 BACKGROUNDS = tuple(EMPTY_PLACE)
-UNKNOWN = "qzx"  # stands for any word that the world does not know; see `build.compact_ids`
+UNKNOWN = "qzx"  # stands for any word that the world does not know; see `corpus.compact_ids`
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def _ended(record: dict[str, Any]) -> list[tuple[str, str, Any]]:
 def _loading(base: Base, exported: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """For each export that was written, else for ComfyUI's, the programs that take it and those that do not."""
     done = {stage.removeprefix("export-"): manifest for stage, manifest in exported.items()}
-    fallback = [client._asdict() for client in clients("comfyui", base.family, pocket=base.pocket)]
+    fallback = [client._asdict() for client in clients("comfyui", base.family, pocket=base.embedded)]
     ways = [{"to": to, "programs": manifest["programs"]} for to, manifest in done.items() if manifest.get("programs")]
     return ways or [{"to": "comfyui", "programs": fallback}]
 

@@ -1,0 +1,1 @@
+"""The second embedded world: objects and people in eight styles, at 128 x 128 pixels."""
