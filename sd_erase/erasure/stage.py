@@ -33,7 +33,7 @@ from sd_erase.erasure.words import Words
 from sd_erase.errors import UserError, unknown_choice
 from sd_erase.pairs import Pair, read_pairs
 from sd_erase.progress import NoProgress, Progress
-from sd_erase.provenance import peak_memory_mb
+from sd_erase.provenance import forget_peak_memory, peak_memory_mb
 from sd_erase.rundir import RunDir, fingerprint
 
 
@@ -74,6 +74,9 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "has none here: pass --objective sd or fast, and --towers text."
         )
     device = _device(config)
+    forget_peak_memory()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     training = _Training(config, settings, run, pairs, progress)
     read: dict[str, Any] = {}
     anchors: dict[str, str] = {}
