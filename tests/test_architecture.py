@@ -50,6 +50,7 @@ FOUNDATION = {
     "onefile",
     "bases",
     "components",
+    "denoiser",
     "lora",
     "digests",
     "chain",
