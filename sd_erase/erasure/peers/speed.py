@@ -88,7 +88,7 @@ def change(
     weight, old, new, kept, exact = (each.double() for each in (matrix, old, new, kept, exact))
     own, wanted = old.T @ old, new.T @ old
     free = weight @ (wanted - own) @ torch.linalg.inv(one + own)  # the edit that nothing holds back
-    least = torch.linalg.svd(weight)[2][-1:]
+    least = torch.linalg.svd(weight, full_matrices=False)[2][-1:]
     kept = _influenced(kept, free)
     noise = torch.randn(AUGMENTED * len(kept), width, generator=generator, dtype=torch.float64).to(kept.device)
     noisy = _influenced(kept.repeat(AUGMENTED, 1) + noise @ least.T @ least, free)
