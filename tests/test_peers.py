@@ -155,7 +155,7 @@ def test_esd_moves_the_cross_attention_and_nothing_else(
     config, run = trained(harvested, tmp_path, "esd")
     first, *_, last = validated(run)
     assert last["erase"] < 0.95 * first["erase"]
-    saved = formats.read_encoders(run.encoder / "text_encoder" / "model.safetensors")["text_encoder"]
+    saved = formats.read_tensors(run.encoder / "text_encoder" / "model.safetensors")
     assert all(torch.equal(saved[key], value) for key, value in formats.prefixed(original.frozen_text.state_dict()).items())
 
     pipeline = load_pipeline(bases.resolve("pocket"))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sd_erase.pairs import Pair
     from sd_erase.progress import Progress
 
-KEEP = 0.5  # l, of sums
+KEEP = 0.5  # l, beside the sum of one prompt, as where one concept is edited
 PRESERVE = 1.0  # of a retain caption's states against a concept prompt's
 
 
@@ -37,7 +37,7 @@ class UCE(KeysAndValues):
         kept = states_of(towers, captions).flatten(0, 1) * (PRESERVE / len(captions)) ** 0.5
         with torch.no_grad(), progress("closed form", len(self.of_denoiser)) as task:
             for matrix in self.of_denoiser.values():
-                matrix.copy_(edited(matrix, old, new, kept, KEEP / len(prompts)))
+                matrix.copy_(edited(matrix, old, new, kept))
                 task.advance()
 
 
