@@ -1,10 +1,7 @@
 """`uce.py BASE MATRICES CONCEPT ANCHOR`: UCE for one concept, into ``uce.safetensors``.
 
-Unified Concept Editing (Gandikota et al. 2024, arXiv:2308.14761, eq. 7) solves each key and value matrix W of the denoiser's
-cross-attention for what the concept's states should give, and keeps the rest: with columns c of the concept, c* of the anchor and
-c_j of what is retained, W' = (sum W c* c^T + sum W c_j c_j^T + l W) (sum c c^T + sum c_j c_j^T + l I)^-1.
-
-Written from the formula and a public reimplementation's description; l and what is retained are ours. It reads the matrices alone, where a user's script reads the denoiser whole (3.4 GB), and encodes each text once.
+The solve is that of `sd_erase.erasure.peers.uce`, which says what is the paper's and what ours; here nothing but the empty prompt is retained. It reads
+the matrices alone, where a user's script reads the denoiser whole (3.4 GB), and encodes each text once.
 """
 
 from __future__ import annotations
@@ -16,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
-KEEP = 0.5  # l
+from sd_erase.erasure.peers.uce import edited
+
 RETAINED = ("",)
 
 
@@ -26,13 +24,6 @@ def states(base: Path, texts: list[str]) -> tuple[torch.Tensor, list[int]]:
     encoder = CLIPTextModel.from_pretrained(base / "text_encoder", torch_dtype=torch.float32).eval()
     tokens = tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
     return encoder(tokens.input_ids).last_hidden_state, [int(mask.sum()) - 2 for mask in tokens.attention_mask]
-
-
-def edited(matrix: torch.Tensor, old: torch.Tensor, new: torch.Tensor, retained: torch.Tensor) -> torch.Tensor:
-    """W' [out, width] of W, for states `old` and `new` [n, width] and `retained` [m, width]."""
-    wanted = matrix @ (new.T @ old + retained.T @ retained + KEEP * torch.eye(matrix.shape[1]))
-    gram = old.T @ old + retained.T @ retained + KEEP * torch.eye(matrix.shape[1])
-    return torch.linalg.solve(gram, wanted.T).T.contiguous()  # gram is symmetric
 
 
 @torch.no_grad()

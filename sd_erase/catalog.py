@@ -23,6 +23,13 @@ METHODS = {
     "kl": "sd_erase.erasure.kl:KLMinimization",
     "emmn": "sd_erase.erasure.emmn:ErrorNoise",
     "finetune": "sd_erase.erasure.finetune:FineTune",
+    # published methods, for comparison only; the first three change the denoiser
+    "esd": "sd_erase.erasure.peers.esd:ESD",
+    "uce": "sd_erase.erasure.peers.uce:UCE",
+    "speed": "sd_erase.erasure.peers.speed:SPEED",
+    "hirm": "sd_erase.erasure.peers.hirm:HiRM",
+    "advunlearn": "sd_erase.erasure.peers.advunlearn:AdvUnlearn",
+    "tea": "sd_erase.erasure.peers.tea:TEA",
 }
 READERS = {
     "pocket": "sd_erase.captions.pocket:read",

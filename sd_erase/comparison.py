@@ -31,7 +31,7 @@ from sd_erase.folders import Busy, Hold, claim, locked, working_in
 from sd_erase.images import draw, files_of, sheet
 from sd_erase.judging import calibrate, calibrations, judge_of, labelled, refuse_erased_of
 from sd_erase.metrics.rates import wilson
-from sd_erase.probes import Coherence, answers, probes, psnr
+from sd_erase.probes import Coherence, answers, probes, psnr, quantile
 from sd_erase.progress import NoProgress, Progress
 from sd_erase.prompts import Prompt
 from sd_erase.rundir import RunDir, fingerprint, read_json, write_json_atomic, write_text_atomic
@@ -253,7 +253,9 @@ class _Bench:
             paths, captions = self._draw(config, erased, prompts, run.path / "probes" / group, group, stamp)
             cell["groups"][group] = self._counted(group, captions, paths, found, detector)
             if group == "untouched":
-                cell["groups"][group]["psnr"] = statistics.median(psnr(self.paths[key, group], paths))
+                told = psnr(self.paths[key, group], paths)
+                cell["groups"][group]["psnr"] = statistics.median(told)
+                cell["groups"][group]["psnr_tenth"] = quantile(told, 0.1)
             if group == "named" and "anchor" in groups:
                 features = coherence.features(paths)
                 anchors = [caption for caption in groups["anchor"] for _ in range(self._images("anchor"))]
@@ -433,13 +435,14 @@ def _row(method: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
         },
         **{
             name: _mean([cell["groups"][group].get(name) for cell in cells if group in cell["groups"]])
-            for group, name in (("untouched", "psnr"), ("named", "clip_score"), ("named", "frechet"))
+            for group, name in (("untouched", "psnr"), ("untouched", "psnr_tenth"), ("named", "clip_score"), ("named", "frechet"))
         },
         **{f"attack_{arm}": _pooled_attack(cells, arm) for arm in ("random", "search")},
         "companions_of_anchor": _ratio(cells, "named", "companions", "anchor"),
         "untouched_of_original": _ratio(cells, "untouched", "companions", "untouched"),
         "clip_similarity": _mean([(cell["clip_similarity"] or {}).get("after") for cell in cells]),
         "seconds": _mean([cell["seconds"] for cell in cells]),
+        "peak_memory_mb": _mean([cell["peak_memory_mb"] for cell in cells]),
     }
 
 
@@ -487,7 +490,8 @@ COLUMNS = (
     ("drawn twice", "doubled"),
     ("unnamed objects", "unnamed"),
     ("untouched prompts, of the original's", "untouched_of_original"),
-    ("PSNR, dB", "psnr"),
+    ("PSNR, dB: median", "psnr"),
+    ("tenth percentile", "psnr_tenth"),
     ("spared senses", "senses"),
     ("random words before it", "attack_random"),
     ("found words before it", "attack_search"),
@@ -495,6 +499,7 @@ COLUMNS = (
     ("Fréchet", "frechet"),
     ("CLIP similarity", "clip_similarity"),
     ("s", "seconds"),
+    ("memory, MB", "peak_memory_mb"),
 )
 
 
@@ -516,11 +521,11 @@ def render(result: dict[str, Any]) -> str:
         "unnamed": f"{total('named', 'unnamed')}; anchor {total('anchor', 'unnamed')}",
         "attack_random": "–",
         "attack_search": f"anchor {total('attack', 'search', 'images')}",
-        "untouched_of_original": "100 %", "psnr": "–", "senses": total("senses", "companions"),
+        "untouched_of_original": "100 %", "psnr": "–", "psnr_tenth": "–", "senses": total("senses", "companions"),
         "clip_score": _number(_mean([one["anchor"].get("clip_score") for one in original if "anchor" in one])),
         "frechet": _number(_mean([one[REDRAWN].get("frechet") for one in original if REDRAWN in one])),
         "clip_similarity": _number(_mean([(cell["clip_similarity"] or {}).get("before") for cell in result["cells"]]), 2),
-        "seconds": "",
+        "seconds": "", "peak_memory_mb": "",
     }  # fmt: skip
     lines = [
         f"# {markdown.text(result['title'])}",
@@ -581,4 +586,4 @@ def _cell(value: Any, key: str) -> str:
         return f"{_percent(value['rate'])} [{100 * value['low']:.0f}–{100 * value['high']:.0f}]{spread}"
     if key.endswith(("_of_anchor", "_of_original")):
         return _percent(value)
-    return _number(value, 2 if key == "clip_similarity" else 0 if key == "seconds" else 1)
+    return _number(value, 2 if key == "clip_similarity" else 0 if key in ("seconds", "peak_memory_mb") else 1)

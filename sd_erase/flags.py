@@ -105,7 +105,8 @@ FLAGS: dict[str, Flag] = {
     "harvest.exclude": Flag("Word whose captions are left out of both sets, such as one to test on; repeatable.", metavar="WORD"),
     "train.objective": Flag(
         "robust: what the denoiser reads, against an adversary; sd: the same without one; fast: closed form; paper: the published loss; "
-        "projection, token, ga, graddiff, kl, emmn and finetune: for comparison only; or MODULE:CLASS of your own.",
+        "projection, token, ga, graddiff, kl, emmn and finetune: for comparison only, and so are the published methods hirm, advunlearn and "
+        "tea (text encoder), esd, uce and speed (denoiser: such a run is not exported); or MODULE:CLASS of your own.",
     ),
     "train.towers": Flag("CLIP towers to train; only the text tower is exported."),
     "train.steps": Flag("Training steps; 0 takes the objective's default."),

@@ -1,4 +1,4 @@
-"""An erased encoder into a diffusers pipeline; everything else of the pipeline is shared with the original."""
+"""An erased encoder (and what a comparator changed of the denoiser) into a diffusers pipeline; all else is shared with the original."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sd_erase import formats, hosts
+from sd_erase import denoiser, formats, hosts
 from sd_erase.bases import Base
 from sd_erase.components import load_pipeline
 from sd_erase.errors import UserError
@@ -50,7 +50,8 @@ def load_erased(pipeline: Any, source: str | Path) -> Any:
             stay attached, tokens that were added stay. With FLUX.1 and SD 3 the erasure is partial, because their T5 encoder
             still knows the concept.
         source: a run's folder, or what `sd-erase export` wrote: a text encoder's file, a full checkpoint, a LoRA, its exact
-            form, or a diffusers folder. SDXL's two files are loaded one after the other.
+            form, or a diffusers folder. SDXL's two files are loaded one after the other. Of a run of a published comparator that
+            changes the denoiser (``--objective esd``), the result has that too.
 
     Returns:
         A new pipeline of the same class.
@@ -71,6 +72,7 @@ def load_erased(pipeline: Any, source: str | Path) -> Any:
     for name, encoder in own.items():
         hosts.check_host(encoder, name)
     changed = {name: hosts.with_weights(own[name], state, source) for name, state in _states(own, source).items()}
+    changed |= _denoiser(pipeline, source)
     if any("T5" in type(part).__name__ for part in pipeline.components.values()):
         warnings.warn("The erasure is partial: this pipeline reads a T5 text encoder too, which is unchanged.", stacklevel=2)
     # a token that is added to the result, or its schedule, must not reach the source
@@ -80,6 +82,17 @@ def load_erased(pipeline: Any, source: str | Path) -> Any:
     erased = type(pipeline)(**{**pipeline.components, **changed}, **options)
     erased.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
     return erased
+
+
+def _denoiser(pipeline: Any, source: Path) -> dict[str, Any]:
+    """The pipeline's denoiser as a run changed it; nothing where `source` changed none."""
+    file = RunDir(source).denoiser
+    if not file.is_file():
+        return {}
+    unet = getattr(pipeline, "unet", None)
+    if unet is None:
+        raise UserError(f"Run {source} changes a UNet, and a {type(pipeline).__name__} has none: pass a pipeline of its base.")
+    return {"unet": denoiser.changed(unet, file)}
 
 
 def _is_clip(encoder: Any) -> bool:

@@ -122,7 +122,17 @@ def _training(config: RunConfig, base: Base, device: str, names: Mapping[str, st
         return [Fault("train.objective", what, "name a class as docs/add-a-method.md shows")]
     faults = _weights(settings, method.default_weights) + _partner(settings.clip, base)
     steps = settings.steps or method.default_steps
-    if settings.lora_rank:
+    if getattr(method, "needs_denoiser", False):
+        bases.check_draws(base)
+        if len(base.encoders) > 1:
+            what = (
+                f"is {settings.objective}, which is written for a denoiser that reads one text encoder, and {base.title} has two"
+            )
+            faults.append(Fault("train.objective", what, "pass a base of Stable Diffusion 1.x or 2.x"))
+    if settings.lora_rank and not getattr(method, "takes_lora", True):
+        what = f"has no effect: objective {settings.objective} says itself which weights change"
+        faults.append(Fault("train.lora_rank", what, "leave it out"))
+    elif settings.lora_rank:
         width = max((width for _, width in sizes(base).values()), default=settings.lora_rank)
         if settings.lora_rank > width:
             faults.append(

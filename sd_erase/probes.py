@@ -213,6 +213,13 @@ def psnr(first: Iterable[Path], second: Iterable[Path]) -> list[float]:
     return values
 
 
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` of them lie, between neighbours in proportion."""
+    import numpy as np
+
+    return float(np.quantile(values, share))
+
+
 class Coherence:
     """CLIPScore and the Fréchet distance of images, with the base's own frozen CLIP as the feature extractor.
 

@@ -71,8 +71,14 @@ def hardware() -> dict[str, Any]:
     return found
 
 
+def forget_peak_memory() -> None:
+    """Begin to look for this process's largest resident memory anew, where the system can (Linux): of several trainings each has its own."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory_mb() -> float | None:
-    """The largest resident memory of this process so far, in MB; None where the system does not tell."""
+    """The largest resident memory of this process so far (see `forget_peak_memory`), in MB; None where the system does not tell."""
     status = Path("/proc/self/status")
     if status.is_file():  # Linux hands what `resource` tells down from the process that started this one
         found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)

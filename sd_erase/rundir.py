@@ -125,6 +125,9 @@ class RunDir:
     metrics = property(lambda self: self.path / "metrics.jsonl")
     checkpoints = property(lambda self: self.path / "checkpoints")
     encoder = property(lambda self: self.path / "encoder")
+    denoiser = property(
+        lambda self: self.encoder / "unet.safetensors"
+    )  # what a comparator changed of the denoiser: see `denoiser`
     clip = property(lambda self: self.path / "clip.safetensors")  # both towers, where more than the text encoder was trained
     prompts = property(lambda self: self.path / "prompts.txt")  # made for concepts that no list ships for
     images = property(lambda self: self.path / "images")

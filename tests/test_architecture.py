@@ -51,6 +51,7 @@ FOUNDATION = {
     "onefile",
     "bases",
     "components",
+    "denoiser",
     "lora",
     "digests",
     "chain",

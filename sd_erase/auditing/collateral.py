@@ -20,7 +20,7 @@ from sd_erase.concepts import Concept, all_cards, spoken_form
 from sd_erase.errors import UserError
 from sd_erase.evaluation import compare
 from sd_erase.judging import things
-from sd_erase.probes import Coherence, probes, psnr
+from sd_erase.probes import Coherence, probes, psnr, quantile
 
 NOISES = (0.01, 0.02)  # of the states' norm: the base's own floor
 NUMBERS = ("two", "three")
@@ -229,11 +229,11 @@ def untouched(bench: Bench) -> list[Kept]:
         floors = {noise: psnr(before.paths, _noised(bench, texts, noise).paths) for noise in NOISES}
     for title, share in (("PSNR, median", 0.5), ("PSNR, tenth percentile", 0.1)):
         note = "; ".join(
-            f"the original under noise of {noise:.0%} of its states' norm: {_quantile(values, share):.1f} dB"
+            f"the original under noise of {noise:.0%} of its states' norm: {quantile(values, share):.1f} dB"
             for noise, values in floors.items()
         )
-        floor = _quantile(floors[NOISES[-1]], share) if floors else None
-        rows.append(Kept(f"{title} of untouched prompts", value=_quantile(measured, share), floor=floor, unit="dB", note=note))
+        floor = quantile(floors[NOISES[-1]], share) if floors else None
+        rows.append(Kept(f"{title} of untouched prompts", value=quantile(measured, share), floor=floor, unit="dB", note=note))
     try:
         judge = Coherence(bench.subject.base, bench.original.device)
     except UserError:
@@ -256,13 +256,6 @@ def _strangers(bench: Bench, count: int) -> list[str]:
     if len(found) < count:
         found += held_out.strangers(erased, bench.subject.base, count - len(found), {held_out.text_key(text) for text in found})
     return random.Random("audit untouched").sample(found, min(count, len(found)))
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of them lie, between neighbours in proportion."""
-    import numpy as np
-
-    return float(np.quantile(values, share))
 
 
 def _noised(bench: Bench, texts: Sequence[str], noise: float) -> Images:
@@ -301,8 +294,8 @@ def drift(bench: Bench) -> list[Kept]:
         moved = ((now - was).flatten(1).norm(dim=1) / was.flatten(1).norm(dim=1)).tolist()
         rows.append(
             Kept(
-                f"drift at layer {layer}", value=100 * _quantile(moved[:-1], 0.5), unit="%",
-                note=f"ninetieth percentile {100 * _quantile(moved[:-1], 0.9):.3g} %, the empty prompt {100 * moved[-1]:.3g} %",
+                f"drift at layer {layer}", value=100 * quantile(moved[:-1], 0.5), unit="%",
+                note=f"ninetieth percentile {100 * quantile(moved[:-1], 0.9):.3g} %, the empty prompt {100 * moved[-1]:.3g} %",
             )
         )  # fmt: skip
     return rows

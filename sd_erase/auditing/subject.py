@@ -215,6 +215,7 @@ def load_pair(subject: Subject, device: Any) -> tuple[Any, Any]:
     original = load_pipeline(subject.base, torch.float32).to(device)
     if subject.kind != "pipeline":
         erased = load_erased(original, subject.source)
+        # a run knows its base, so that what a comparator changed of the denoiser, twice the keys' and values' norm at times, is no other model's
         parts = [name for name in ENCODERS if getattr(original, name, None) is not None]
     else:
         erased = load_pipeline(bases.resolve(str(subject.source)), torch.float32).to(device)

@@ -33,13 +33,15 @@ def merged_config(runs: Sequence[RunDir]) -> RunConfig:
     """The settings of a merged run: the first run's, with all concepts.
 
     Raises:
-        UserError: fewer than two runs, runs of different bases, a concept that two of them erase, or a run whose base or encoder is
-            not what it was.
+        UserError: fewer than two runs, runs of different bases, a concept that two of them erase, or a run that changes the denoiser or
+            whose base or encoder is not what it was.
     """
     if len(runs) < 2:
         raise UserError("Only one run is given: pass two or more to merge.")
     for run in runs:
         run.require("train", "train")
+        if run.denoiser.is_file():
+            raise UserError(f"Run {run} changes the denoiser, not the text encoder: leave it out, a merge adds up text encoders.")
     configs = [load(run.config) for run in runs]
     for run, config in zip(runs, configs, strict=True):  # what is added is a difference from the base that each was trained from
         chain.Chain(run, config).require("train")

@@ -211,7 +211,7 @@ class StableDiffusionErasure(Stateless):
         roll = rng.random()
         if roll < 0.3:
             word = self.words[concept.name].choose(rng, held_out)
-            caption, spans = _fill(rng.choice((*concept.templates, *TEMPLATES)), word)
+            caption, spans = fill(rng.choice((*concept.templates, *TEMPLATES)), word)
         elif roll < 0.6:
             template = "{}".join(
                 caption[start:stop].replace("{", "").replace("}", "")
@@ -219,7 +219,7 @@ class StableDiffusionErasure(Stateless):
                     (0, *(stop for _, stop in spans)), (*(start for start, _ in spans), len(caption)), strict=True
                 )
             )
-            caption, spans = _fill(template, self.words[concept.name].choose(rng, held_out))
+            caption, spans = fill(template, self.words[concept.name].choose(rng, held_out))
         caption, spans = rephrased(caption, spans, rng)
         if rng.random() < self.varied_forget:
             caption, spans = varied(caption, spans, self.others, rng)
@@ -232,7 +232,7 @@ class StableDiffusionErasure(Stateless):
         if rng.random() < self.template_retain:
             templates = (*rng.choice(list(self.concepts.values())).templates, *TEMPLATES)
             words = [group for group in (self.nouns, self.others) if group]
-            caption = _fill(rng.choice(templates), rng.choice(rng.choice(words)))[0] if words else caption
+            caption = fill(rng.choice(templates), rng.choice(rng.choice(words)))[0] if words else caption
         caption, _ = rephrased(caption, (), rng)
         return varied(caption, (), self.others, rng)[0] if rng.random() < self.varied_retain else caption
 
@@ -240,7 +240,7 @@ class StableDiffusionErasure(Stateless):
         """One of the input embeddings that the frozen encoder reads as the concept, in plain captions of its listed words."""
         if name not in self.pseudo_words:
             concept = self.concepts[name]
-            filled = [_fill(template, phrase) for template in concept.templates for phrase in concept.phrases]
+            filled = [fill(template, phrase) for template in concept.templates for phrase in concept.phrases]
             captions = [caption for caption, _ in filled]
             spans = [span_tokens(towers.tokenizer, caption, places, 77)[0] for caption, places in filled]
             self.pseudo_words[name] = pseudo_words.find(towers, captions, spans, seed=0)
@@ -320,7 +320,7 @@ class StableDiffusionErasure(Stateless):
         return terms
 
 
-def _fill(template: str, word: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+def fill(template: str, word: str) -> tuple[str, tuple[tuple[int, int], ...]]:
     """`template` with `word` at every ``{}``, and where it then stands."""
     pieces = template.split("{}")
     caption, places = pieces[0], []

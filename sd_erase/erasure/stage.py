@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from sd_erase import bases, catalog, chain, parallel, resources
+from sd_erase import bases, catalog, chain, denoiser, parallel, resources
 from sd_erase.clip import Towers, choose_anchor, choose_neighbours, load_towers, save_clip, save_text_encoder
 from sd_erase.concepts import Concept, read_concepts
 from sd_erase.concepts.matching import Matcher
@@ -33,7 +33,7 @@ from sd_erase.erasure.words import Words
 from sd_erase.errors import UserError, unknown_choice
 from sd_erase.pairs import Pair, read_pairs
 from sd_erase.progress import NoProgress, Progress
-from sd_erase.provenance import peak_memory_mb
+from sd_erase.provenance import forget_peak_memory, peak_memory_mb
 from sd_erase.rundir import RunDir, fingerprint
 
 
@@ -74,6 +74,9 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             "has none here: pass --objective sd or fast, and --towers text."
         )
     device = _device(config)
+    forget_peak_memory()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     training = _Training(config, settings, run, pairs, progress)
     read: dict[str, Any] = {}
     anchors: dict[str, str] = {}
@@ -116,6 +119,9 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
         save_text_encoder(towers.text, run.encoder / encoder.name, metadata, towers.projection)
         if encoder == base.encoders[0]:
             run.clip.unlink(missing_ok=True)  # an earlier training's
+            run.denoiser.unlink(missing_ok=True)
+            if of_denoiser := _of_denoiser(trainer.method):
+                denoiser.save(of_denoiser, run, metadata)
             inside = {id(parameter) for parameter in towers.text.parameters()}
             if towers.clip is not None and not settings.lora_rank and any(id(one) not in inside for one in trainer.trained):
                 save_clip(towers.clip, run.clip)
@@ -159,6 +165,11 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
     )
     chain.retire(run, config)
     return manifest
+
+
+def _of_denoiser(method: Method) -> dict[str, Any]:
+    """Name -> tensor of what a comparator changes of the denoiser; no method of sd-erase's own does."""
+    return dict(getattr(method, "of_denoiser", {}))
 
 
 def _inputs(config: RunConfig, settings: TrainConfig, base: bases.Base, concepts: list[Concept], run: RunDir) -> str:
@@ -214,6 +225,8 @@ class _Training:
                 names.find(towers, concept, anchors[concept.name], cheap=method.solves, progress=self.progress)
         trained = method.prepare(towers, concepts, anchors, settings.towers == "both")
         if settings.lora_rank:
+            if not getattr(method, "takes_lora", True):
+                raise UserError(f"Objective {settings.objective} says itself which weights change: leave --lora-rank out.")
             if settings.towers == "both":
                 raise UserError("A LoRA holds the text tower only: pass --towers text with --lora-rank.")
             trained = low_rank.add(towers, settings.lora_rank, seed)
@@ -240,7 +253,7 @@ class _Training:
         )
         trainer.fit(self.progress)
         trainer.restore_best()
-        if trainer.best_loss > trainer.first_loss:
+        if trainer.best_loss > trainer.first_loss and not trainer.keeps_last:
             of = f" of {name}" if len(towers.base.encoders) > 1 else ""
             data.warnings.append(
                 f"No step{of} validated better than the start ({trainer.best_loss:.3g} against {trainer.first_loss:.3g}): the training "
@@ -303,9 +316,15 @@ def _resolved(settings: TrainConfig, method: Method, base: bases.Base) -> TrainC
     return dataclasses.replace(
         settings,
         steps=settings.steps or method.default_steps,
-        learning_rate=settings.learning_rate or method.default_learning_rate * base.learning_rate_scale,
+        learning_rate=settings.learning_rate or _rate(method, base),
         weights={**method.default_weights, **settings.weights},
     )
+
+
+def _rate(method: Method, base: bases.Base) -> float:
+    """The learning rate where none is asked for: a comparator's own on the models that its paper is about."""
+    published: float = getattr(method, "published_learning_rate", 0.0)
+    return published if published and not base.pocket else method.default_learning_rate * base.learning_rate_scale
 
 
 def _device(config: RunConfig) -> torch.device:

@@ -57,6 +57,15 @@ class Trainer:
     )  # rows without numbers yet
 
     @property
+    def keeps_last(self) -> bool:
+        """Whether the last state is kept in place of the one that validates best, as a method's paper may have it."""
+        return bool(getattr(self.method, "keeps_last", False))
+
+    def _is_kept(self, row: dict[str, Any]) -> bool:
+        """Whether the state behind this validation is kept so far; the original itself never is."""
+        return bool(row["step"] or self.solved) and (self.keeps_last or row["loss"] < self.best_loss)
+
+    @property
     def _last(self) -> Path:
         return self.checkpoints / "last.safetensors"
 
@@ -198,7 +207,7 @@ class Trainer:
         means = {name: float(total) for name, total in sums.items()}
         row = self._row(step, "validation", means, float(self._total(means)), 0.0)
         self._check_finite(row)
-        if (step or self.solved) and row["loss"] < self.best_loss:
+        if self._is_kept(row):
             self.best_loss, self.best_step, self.best_terms = row["loss"], step, means
             save_checkpoint(self._best, {"trained": self._state()}, torch.optim.SGD(self.trained), step)
         return row
@@ -213,7 +222,7 @@ class Trainer:
                 parallel.refuse_differences({"the steps of the last checkpoint": start})
                 self.rows = [row for row in read_jsonl(self.metrics, finite=False) if row["step"] <= start]
                 for row in self.rows:
-                    if row["split"] == "validation" and (row["step"] or self.solved) and row["loss"] < self.best_loss:
+                    if row["split"] == "validation" and self._is_kept(row):
                         self.best_loss, self.best_step, self.best_terms = row["loss"], row["step"], row["terms"]
                 return start
         self.best_loss, self.best_step, self.best_terms = math.inf, 0, {}

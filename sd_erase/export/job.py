@@ -88,8 +88,8 @@ class Job:
         """The job of a trained run.
 
         Raises:
-            UserError: the run has no erased encoder, or one that is damaged or is not what its training wrote, or its base has no
-                denoiser.
+            UserError: the run has no erased encoder, or one that is damaged or is not what its training wrote, its base has no
+                denoiser, or the run changes that instead.
         """
         if config.export.dtype not in SHORT:
             raise unknown_choice("Export type", config.export.dtype, SHORT)
@@ -101,6 +101,11 @@ class Job:
             )
         links = chain.Chain(run, config, progress)
         links.require("train")
+        if run.denoiser.is_file():
+            raise UserError(
+                f"Run {run} changes the denoiser, not the text encoder (objective {trained.get('objective')}, a published comparator), and "
+                "no export holds that: draw with the run itself (generate, attack, audit, compare, load_erased), or train --objective robust."
+            )
         encoders = tuple(_find(run, encoder) for encoder in base.encoders)
         return cls(config, run, base, encoders, trained, progress or NoProgress(), links)
 
