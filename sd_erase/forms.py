@@ -209,6 +209,7 @@ ATTACK: dict[Any, Form] = {
     Needed("concepts"): text, Needed("anchors"): ANCHORS, Needed("erased"): BROUGHT_BACK, Needed("control"): BROUGHT_BACK,
     **{Needed(name): count for name in ("prompts", "images_per_prompt", "tokens", "steps", "candidates")},
     Needed("seconds"): number, Needed("detector"): {Needed("name"): text}, Needed("warnings"): [text],
+    "unnamed": {Needed("images"): count, Needed("original"): count},
 }  # fmt: skip
 CONCEPT: dict[Any, Form] = {
     Needed("name"): text, "kind": text, "anchor": (text, None),

@@ -322,3 +322,25 @@ def test_a_label_that_the_detector_does_not_know_is_one_sentence(
     monkeypatch.setattr(Finder, "labels", frozenset({"dog"}))
     with pytest.raises(UserError, match="'bicycle' has no label that detector"):
         stage.attack(configured(tmp_path, "a bicycle"), bench.run)
+
+
+def test_words_that_draw_the_concept_in_the_original_too_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: list[str] = []
+
+    def draw(_: Any, prompts: Any, folder: Path, settings: Settings, **__: Any) -> list[Path]:
+        assert settings.images_per_prompt == 2
+        drawn.extend(prompt.text for prompt in prompts)
+        return [folder / f"{number}.png" for number in range(2 * len(prompts))]
+
+    monkeypatch.setattr(stage, "draw", draw)
+    monkeypatch.setattr(stage, "shows", lambda *_: ([True, True, False, True], [False] * 4))
+    rows = [
+        {"prefix": prefix, "found": {"search": found}, "flat": {"search": [False, False]}}
+        for prefix, found in (("a b", [True, False]), ("c d", [False, False]), ("e f", [True, True]))
+    ]
+    settings = Settings(images_per_prompt=8)
+    asked = (["an item", "a thing", "an object"], tmp_path, settings, SimpleNamespace(), frozenset({"dog"}))
+    assert stage.unnamed(None, rows, *asked, stamp="") == {"images": 3, "original": 2}
+    assert drawn == ["a b an item", "e f an object"]
+    assert stage.unnamed(None, rows[1:2], *asked, stamp="") == {"images": 0, "original": 0}
+    assert len(drawn) == 2

@@ -18,9 +18,10 @@ from sd_erase.clip import load_towers
 from sd_erase.concepts import Concept, concept_named
 from sd_erase.concepts.typos import misspellings
 from sd_erase.erasure import names
+from sd_erase.erasure.pseudo_words import embedding, vocabulary
 from sd_erase.erasure.stage import _told, without_names
 from sd_erase.erasure.wordings import varied
-from sd_erase.erasure.words import Words
+from sd_erase.erasure.words import Words, other_words
 from sd_erase.pairs import Pair
 from sd_erase.pocket import world
 
@@ -56,8 +57,29 @@ def test_what_a_card_keeps_is_never_its_name(towers: Any) -> None:
 
 def test_words_that_the_base_does_not_know_are_told_from_those_that_it_does(towers: Any) -> None:
     found = names.find(towers, concept_named("dog"), "object")
-    assert {"dog", "puppy", "hound"} <= set(found.known) and {"schnauzer", "corgi"} <= set(found.unknown)
+    assert {"dog", "puppy", "hound"} <= set(found.known) and not {"schnauzer", "corgi"} & set(found.known)
     assert all(name.along >= names.ALONG and name.distance <= found.reach for name in found.found)
+
+
+def test_what_the_base_takes_for_nonsense_is_not_trained_on_as_the_concept(towers: Any) -> None:
+    # the pocket model reads "schnauzer" as it reads "qxvzt": sent to the anchor, it would take every prompt with a strange word along
+    found = names.find(towers, concept_named("dog"), "object")
+    assert 0 < found.nonsense < names.KNOWN
+    assert not {"schnauzer", "corgi"} & set(found.unknown)
+    chosen = {Words.of(found, concept_named("dog")).choose(random.Random(number)) for number in range(300)}
+    assert {"puppy", "hound"} <= chosen and not {"schnauzer", "corgi"} & chosen
+    assert len(found.unknown) < 5 < len(found.card) - len(found.known)  # "black lab", of which it knows the colour
+    half_known = dataclasses.replace(found, card=(names.Name("whelp", 0.4, 0.5, "card"), names.Name("mongrel", 0.1, 0.5, "card")))
+    assert half_known.unknown == ("whelp",)
+
+
+def test_words_that_stand_around_are_made_up_in_part(towers: Any) -> None:
+    concept = concept_named("dog")
+    around = other_words(towers, [concept], [Words.of(names.find(towers, concept, "object"), concept)])
+    known = {towers.tokenizer.decode([token]).strip() for token in vocabulary(towers.tokenizer, embedding(towers.text).weight)}
+    made_up = [word for word in around if word not in known]
+    assert len(made_up) == pytest.approx(0.25 * len(around), rel=0.1)
+    assert "dog" not in around and "umbrella" in around
 
 
 def test_the_anchor_lies_at_the_start_of_the_way_and_the_concept_at_its_end(towers: Any) -> None:

@@ -174,6 +174,46 @@ def measure(
     return chosen
 
 
+def unnamed(
+    original: Any,
+    rows: Sequence[dict[str, Any]],
+    anchored_prompts: Sequence[str],
+    folder: Path,
+    settings: Settings,
+    detector: Detector,
+    labels: frozenset[str],
+    *,
+    stamp: str,
+    progress: Progress | None = None,
+) -> dict[str, int]:
+    """Of the images that found words brought: how many the original draws too, behind the same words, where nothing names the concept.
+
+    There the words draw it and not its name: no erasure of a name is to blame, and what is wanted gone is more than the name.
+
+    Args:
+        original: the base's pipeline.
+        rows: what `measure` found on the erased one.
+        anchored_prompts: their prompts with the anchor in the concept's place.
+        folder: where the images go.
+        settings: how images are drawn.
+        detector: finds the concept.
+        labels: the concept's.
+        stamp: a fingerprint of the original's weights.
+        progress: told of each image.
+
+    Returns:
+        ``images``: with the concept behind found words; ``original``: those of them that the original draws with it, from the same seed.
+    """
+    hits = [number for number, row in enumerate(rows) if any(_told(row, "search"))]
+    if not hits:
+        return {"images": 0, "original": 0}
+    texts = [Prompt(f"{rows[number]['prefix']} {anchored_prompts[number]}") for number in hits]
+    settings = dataclasses.replace(settings, images_per_prompt=len(rows[hits[0]]["found"]["search"]))
+    seen, _ = shows(detector, labels, draw(original, texts, folder, settings, stamp=stamp, progress=progress))
+    brought = [shown for number in hits for shown in rows[number]["found"]["search"]]
+    return {"images": sum(brought), "original": sum(both for one, both in zip(brought, seen, strict=True) if one)}
+
+
 UNSEALED = ("random_prefix", "found", "flat", "seal")  # what is done anew each time, from the images
 
 
@@ -294,6 +334,10 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
         result["seconds"] = max(row["seconds"] for row in rows)
     if not parallel.is_main():
         return {}
+        if name == "erased":
+            texts = [anchored(prompt, concepts, anchors) for prompt in shown]
+            folder = run.attacks / "unnamed"
+            result["unnamed"] = unnamed(original, rows, texts, folder, settings, detector, labels, stamp=known, progress=progress)
     result["detector"] = detector.card
     result["prompt_files"], result["warnings"] = read_files, doubts_of_attack(result) + calibrations(detector) + notes
     write_json_atomic(run.report / "attack.json", result)
@@ -318,8 +362,21 @@ def render(result: dict[str, Any]) -> str:
         *(f"> {markdown.sentence(warning)}\n" for warning in result["warnings"]),
         *markdown.table(["Encoder", "Prompt", "Images with it", "Prompts with one or more"], table),
         "",
+        *_unnamed(result),
         f"{result['prompts']} prompts, {result['images_per_prompt']} images each; {result['tokens']} words, {result['steps']} steps of "
         f"{result['candidates']} candidates, {result['seconds']:.1f} s a prompt; detector {markdown.text(result['detector']['name'])}. Intervals: "
         "Wilson, 95 %.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _unnamed(result: dict[str, Any]) -> list[str]:
+    """What the original draws behind the words that were found, as a paragraph; nothing of an attack that did not ask, or found none."""
+    told = result.get("unnamed", {"images": 0})
+    if not told["images"]:
+        return []
+    return [
+        f"Of the {told['images']} images that found words brought, the original draws {told['original']} with the concept too behind the same "
+        "words, with the anchor in its place: there the words draw it, and no name does.",
+        "",
+    ]

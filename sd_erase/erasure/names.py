@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import string
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ BESIDE = 0.5  # images, .69 in 2, .90 in 8), where it is not further aside: all 
 PARTS = 48  # first and last parts of which words are made, and of each source the most that are kept
 AT_ONCE = 256  # captions
 MOST = 1024  # words that are measured in all templates: the nearest in one
+MADE_UP = 64  # words of random letters, by which the base is asked what it makes of nonsense
+NONSENSE = 0.9  # share of these: what goes no further along than so many of them do means nothing to the base
 KEPT = 2  # lists of words whose states are kept for the next concept
 SOURCES = {
     "vocabulary": "words that the card lacks",
@@ -85,11 +88,13 @@ class Names:
         card: the card's words, each as the base reads it.
         found: words that the base reads as the concept and the card lacks, the nearest first.
         reach: the distance up to which a word was taken for the concept.
+        nonsense: how far along made-up words go: what goes no further is none of the base's words for the concept.
     """
 
     card: tuple[Name, ...]
     found: tuple[Name, ...]
     reach: float
+    nonsense: float = 0.0
 
     @property
     def known(self) -> tuple[str, ...]:
@@ -98,8 +103,8 @@ class Names:
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """The card's other words."""
-        return tuple(name.text for name in self.card if name.along < KNOWN)
+        """The card's other words that still mean something: to send nonsense to the anchor moves every prompt with a strange word."""
+        return tuple(name.text for name in self.card if self.nonsense < name.along < KNOWN)
 
     def of(self, *sources: str) -> tuple[str, ...]:
         """What was found among these sources."""
@@ -161,7 +166,13 @@ def _search(towers: Towers, concept: Concept, anchor: str, whole_vocabulary: boo
     names = [name.text for name in (*card, *found) if name.source != "parts" and name.along >= KNOWN]
     wrong = fresh(misspellings(names, random.Random(concept.name)), {name.text for name in found})
     found += _nearest(accepted(way.measured(wrong, "misspelling")))
-    return Names(card, tuple(sorted(found, key=_order)), reach)
+    alongs = sorted(name.along for name in way.measured(made_up(MADE_UP, random.Random("nonsense")), "made up"))
+    return Names(card, tuple(sorted(found, key=_order)), reach, alongs[round(NONSENSE * (MADE_UP - 1))])
+
+
+def made_up(count: int, rng: random.Random) -> list[str]:
+    """Words of three to eight random letters, which mean nothing to anybody."""
+    return ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 8))) for _ in range(count)]
 
 
 def _order(name: Name) -> tuple[float, str]:
