@@ -318,9 +318,10 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
     used = {name: getattr(config.attack, name) for name in ("tokens", "steps", "candidates", "images_per_prompt")}
     counts = {"prompts": len(shown), "named": len(named), "left_out": len(listed) - len(shown)}
     result: dict[str, Any] = {"concepts": names, "anchors": anchors, **counts, **used, "flat": {}}
+    plain = [anchored(prompt, concepts, anchors) for prompt in shown]
     for name, pipeline, prompts, folder, stamp in (
         ("erased", erased, list(shown), run.attacks, erased_stamp),
-        ("control", original, [anchored(prompt, concepts, anchors) for prompt in shown], run.attacks / "control", known),
+        ("control", original, plain, run.attacks / "control", known),
     ):
         rows = measure(
             pipeline, prompts, latents, folder, config.attack, settings, detector, labels,
@@ -332,12 +333,12 @@ def attack(config: RunConfig, run: RunDir, progress: Progress | None = None) -> 
             if not each["images"]["n"]:
                 raise UserError(f"Every image of {ENCODERS[name]} with {ARMS[arm]} is a single colour{OVERFLOWED}.")
         result["seconds"] = max(row["seconds"] for row in rows)
+        if name == "erased":
+            result["unnamed"] = unnamed(
+                original, rows, plain, run.attacks / "unnamed", settings, detector, labels, stamp=known, progress=progress
+            )
     if not parallel.is_main():
         return {}
-        if name == "erased":
-            texts = [anchored(prompt, concepts, anchors) for prompt in shown]
-            folder = run.attacks / "unnamed"
-            result["unnamed"] = unnamed(original, rows, texts, folder, settings, detector, labels, stamp=known, progress=progress)
     result["detector"] = detector.card
     result["prompt_files"], result["warnings"] = read_files, doubts_of_attack(result) + calibrations(detector) + notes
     write_json_atomic(run.report / "attack.json", result)
