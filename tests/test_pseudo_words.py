@@ -13,7 +13,7 @@ from sd_erase.clip import Towers, choose_anchor, choose_neighbours, encode, load
 from sd_erase.concepts import Concept, concept_named
 from sd_erase.erasure import pseudo_words
 from sd_erase.erasure.method import Batch
-from sd_erase.erasure.robust import ATTACKED, PREFIX_TOKENS, SPARED, RobustErasure, _Attacked, _with_prefix
+from sd_erase.erasure.robust import ATTACKED, PREFIX_TOKENS, RANDOM, SPARED, RobustErasure, _Attacked, _with_prefix
 from sd_erase.erasure.sd import redirect
 from sd_erase.pairs import Pair
 
@@ -128,19 +128,41 @@ def test_words_before_a_caption_keep_what_they_say_but_the_concept(towers: Tower
         return pseudo_words.embedding(towers.text).weight[ids].detach()
 
     spared, concept = prefix("red big white"), prefix("bicycle bike bicycle")
-    values = torch.stack([spared] * (ATTACKED + 1) + [concept] * (ATTACKED - 1))
+    first = ATTACKED + RANDOM  # whose prefix was searched
+    values = torch.stack([spared] * (first + 1) + [concept] * (ATTACKED - RANDOM - 1))
     wanted = captions.wanted_behind(values)
     ids = towers.tokens(["red big white a photo of an object on the grass"])
     own = encode(towers.frozen_text, ids[:, : wanted[0].shape[1]], towers.layers)[0]
     for layer, plain in enumerate(captions.wanted):
         assert torch.equal(wanted[layer][:ATTACKED], plain[:ATTACKED])  # pseudo-words stand in the concept's place
-        assert torch.allclose(wanted[layer][ATTACKED, -1], own[layer][0, -1], atol=1e-3)
+        assert torch.equal(wanted[layer][ATTACKED:first], plain[ATTACKED:first])  # random words shall say nothing
+        assert torch.allclose(wanted[layer][first, -1], own[layer][0, -1], atol=1e-3)
+        assert not torch.allclose(wanted[layer][first, -1], plain[first, -1], atol=0.1)
     with torch.no_grad():
         said = captions.progress(captions._behind(values), captions.wanted)
         left = captions.progress(wanted, captions.wanted)
     assert said[-1] > 2 * SPARED
     assert left[-1].item() == pytest.approx(SPARED, abs=1e-4)
     assert captions.distances(captions._behind(values), wanted)[-1] > 0.1
+
+
+def test_half_of_the_prefixes_are_random_and_begin_a_search_anew(towers: Towers, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = RobustErasure()
+    method.prepare(towers, [concept_named("bicycle")], {"bicycle": "object"}, False)
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(method, "_attacked", lambda _, __, ___, moves, tokens, ____: (moves, tokens))
+    wanted_behind = _Attacked.wanted_behind
+    monkeypatch.setattr(_Attacked, "wanted_behind", lambda self, values: seen.append(values) or wanted_behind(self, values))
+    before = method.prefixes.clone()
+    method._adversarial(towers, batch())
+    changed = (method.prefixes != before).any(1).nonzero().flatten()
+    assert len(changed) == RANDOM
+    used = [
+        bool((seen[0][ATTACKED + place] == method.table[method.prefixes]).all((1, 2)).nonzero().numel())
+        for place in range(ATTACKED)
+    ]
+    assert all(used)
+    assert method.prefixes.unique(dim=0).shape[0] == len(method.prefixes)
 
 
 def test_a_prefix_never_says_less_of_the_concept_after_an_attack(towers: Towers) -> None:

@@ -7,7 +7,9 @@ concept (min over the attack of the distance to them), while training redirects 
   gradient descent (Madry et al. 2018, arXiv:1706.06083) within a ball, in the place of the concept's words;
 * prefixes: real tokens before the caption, exchanged one at a time by the embedding's gradient (HotFlip, Ebrahimi et al. 2018,
   arXiv:1712.06751), as attacks on prompts do (UnlearnDiffAtk, Zhang et al. 2024, arXiv:2310.11868). An exchange stays where it brings
-  the caption further: to first order alone, exchanges wander no better than at random.
+  the caption further: to first order alone, exchanges wander no better than at random. Half of the prefixes are no result of a search but random:
+  where the concept is named, random words before the caption shall say nothing. A denoiser draws a concept from strange words that name
+  nothing too (of the words that a search found, most drew the chair in the original, with the anchor in its place).
 
 The attacks look at the text encoder alone, unlike AdvUnlearn (Zhang et al. 2024, arXiv:2405.15234), which needs the denoiser in the
 loop and hours.
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 PREFIXES = 48  # that are kept
 PREFIX_TOKENS = TOKENS  # so that both kinds make one tensor
 ATTACKED = 8  # captions a step and kind
+RANDOM = 4  # of these, whose prefix is random: in the pool it takes the place of a searched one, which begins anew
 ATTACK_STEPS = 4  # of gradient, each training step
 STEP_SIZE = 0.15  # of a perturbation, relative to the root mean square of the token embeddings
 RADIUS = 0.75  # of a perturbation, likewise (root mean square over an embedding's numbers)
@@ -60,11 +63,16 @@ class RobustErasure(StableDiffusionErasure):
         self.scale = self.table[self.vocabulary].square().mean().sqrt()
         anchor = next((anchor for anchor in anchors.values() if anchor), "thing")
         self.neutral = towers.tokenizer.decode(towers.tokenizer(anchor, add_special_tokens=False).input_ids[-1:]).strip()
-        rng = random.Random("prefixes")
-        numbers = [[rng.randrange(len(self.vocabulary)) for _ in range(PREFIX_TOKENS)] for _ in range(PREFIXES)]
-        self.prefixes = self.vocabulary[torch.tensor(numbers, device=self.vocabulary.device)]
+        self.prefixes = self._random_prefixes(PREFIXES, random.Random("prefixes"))
         self.moves: dict[str, torch.Tensor] = {}  # concept -> the perturbation of each of its pseudo-words
         return trained
+
+    def _random_prefixes(self, count: int, rng: random.Random) -> torch.Tensor:
+        """Tokens [count, PREFIX_TOKENS] of the vocabulary."""
+        import torch
+
+        numbers = [[rng.randrange(len(self.vocabulary)) for _ in range(PREFIX_TOKENS)] for _ in range(count)]
+        return self.vocabulary[torch.tensor(numbers, device=self.vocabulary.device)]
 
     def state(self) -> dict[str, torch.Tensor]:
         """What a resumed training needs beside the weights."""
@@ -107,6 +115,7 @@ class RobustErasure(StableDiffusionErasure):
         tokens = self.prefixes[kept].clone()
 
         moves, tokens = self._attacked(towers, captions, start, moves, tokens, rng)
+        tokens[:RANDOM] = self._random_prefixes(RANDOM, rng)
         if batch.split == "train":
             self.prefixes[kept] = tokens
             for (name, number), move in zip(numbers, moves, strict=True):
@@ -241,7 +250,7 @@ class _Attacked:
         return [torch.cat([want[:ATTACKED], one]) for want, one in both]
 
     def wanted_behind(self, values: torch.Tensor) -> list[torch.Tensor]:
-        """`wanted`, but what a prefix says stays as it was, less what the original reads in it of the concept beyond `SPARED`.
+        """`wanted`, but what a searched prefix says stays as it was, less what the original reads in it of the concept beyond `SPARED`.
 
         Nouns lie on each other's ways from "nothing in particular": of the way to "chair", "orange" alone goes nearly all. To take
         the prefix as a whole from what is wanted would teach that beside a dog there is no clock.
@@ -251,7 +260,11 @@ class _Attacked:
         with torch.no_grad():
             beside = self._behind(values)
             too_far = (self.progress(beside, self.wanted) - SPARED).clamp(min=0)[:, None, None]
-            return [one - too_far * (goal - want) for one, goal, want in zip(beside, self.reached, self.wanted, strict=True)]
+            ways = zip(beside, self.reached, self.wanted, strict=True)
+            found = [one - too_far * (goal - want) for one, goal, want in ways]
+            for one, want in zip(found, self.wanted, strict=True):
+                one[ATTACKED : ATTACKED + RANDOM] = want[ATTACKED : ATTACKED + RANDOM]
+            return found
 
     def distances(self, found: list[torch.Tensor], to: list[torch.Tensor]) -> torch.Tensor:
         """[captions], the squared error over the variance of the targets (as `relative_error`, but one by one)."""
