@@ -150,7 +150,7 @@ def test_keys_and_values_go_to_the_anchors_and_others_stay(
 
 
 def test_esd_moves_the_cross_attention_and_nothing_else(
-    harvested: tuple[RunConfig, RunDir], tmp_path: Path, original: Any
+    harvested: tuple[RunConfig, RunDir], tmp_path: Path, original: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, run = trained(harvested, tmp_path, "esd")
     first, *_, last = validated(run)
@@ -168,6 +168,11 @@ def test_esd_moves_the_cross_attention_and_nothing_else(
     shared = dict(pipeline.unet.named_parameters())
     assert all((each is shared[name]) == (name not in changed) for name, each in erased.unet.named_parameters())
     assert chain.Chain(run, config).link("train").state == chain.OK
+    assert not (run.cache / "image_embeddings.safetensors").exists()  # which none of them reads
+    recorded = json.loads(run.manifest("train").read_text())["from"]["base"]
+    assert any("unet" in name for name in recorded)
+    monkeypatch.setattr(chain.digests, "of_base", lambda *given, **asked: {**recorded, "unet/model.safetensors": "another"})
+    assert chain.Chain(run, config).link("train").state == chain.BROKEN  # another denoiser under the same text encoder
 
 
 def test_hirm_misdirects_by_the_first_layer_alone(harvested: tuple[RunConfig, RunDir], tmp_path: Path, original: Any) -> None:
