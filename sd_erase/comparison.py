@@ -508,6 +508,10 @@ def render(result: dict[str, Any]) -> str:
     recipe = result["recipe"]
     original = list(result["original"].values())
 
+    def whole(group: str) -> str:
+        """Of the original itself, where it shows anything that the others' shares could be of."""
+        return "100 %" if any(one[group]["companions"]["count"] for one in original if group in one) else "–"
+
     def total(group: str, *names: str) -> str:
         counts = [one[group] for one in original if group in one]
         for name in names:
@@ -516,12 +520,12 @@ def render(result: dict[str, Any]) -> str:
         return _percent(sum(each["count"] for each in counts) / n) if n else "–"
 
     first = {
-        "named": total("named", "target"), "unlisted": total("unlisted", "target"), "companions_of_anchor": "100 %",
+        "named": total("named", "target"), "unlisted": total("unlisted", "target"), "companions_of_anchor": whole("anchor"),
         "doubled": f"{total('named', 'doubled')}; anchor {total('anchor', 'doubled')}",
         "unnamed": f"{total('named', 'unnamed')}; anchor {total('anchor', 'unnamed')}",
         "attack_random": "–",
         "attack_search": f"anchor {total('attack', 'search', 'images')}",
-        "untouched_of_original": "100 %", "psnr": "–", "psnr_tenth": "–", "senses": total("senses", "companions"),
+        "untouched_of_original": whole("untouched"), "psnr": "–", "psnr_tenth": "–", "senses": total("senses", "companions"),
         "clip_score": _number(_mean([one["anchor"].get("clip_score") for one in original if "anchor" in one])),
         "frechet": _number(_mean([one[REDRAWN].get("frechet") for one in original if REDRAWN in one])),
         "clip_similarity": _number(_mean([(cell["clip_similarity"] or {}).get("before") for cell in result["cells"]]), 2),

@@ -269,3 +269,10 @@ def test_images_of_a_single_colour_are_left_out_of_a_comparison_and_said() -> No
         and "black: 3 images of a single colour" in text
         and "good:" not in text
     )
+    (first,) = (line for line in text.splitlines() if line.startswith("| original"))
+    assert first.split("|")[4].strip() == "100 %" and first.split("|")[7].strip() == "–"  # no untouched prompt was asked
+    alone = {
+        "bicycle": {"anchor": {**counted, "companions": {"count": 0, "n": 0}}}
+    }  # by a judge that knows nothing but the concept
+    text = as_markdown({"title": "t", "recipe": recipe, "original": alone, "cells": cells, "rows": rows})
+    assert next(line for line in text.splitlines() if line.startswith("| original")).split("|")[4].strip() == "–"

@@ -189,6 +189,20 @@ def test_two_judges_that_disagree_are_both_shown(tmp_path: Path, monkeypatch: py
     assert evaluation.evaluate(asking("one", "two"), run)["opinions"] == result["opinions"]  # as it was stored
 
 
+def test_a_judge_of_the_concept_alone_says_nothing_of_other_things() -> None:
+    """It could see none, so that "0 %" would be no figure; one that knows another thing has it."""
+    index = [{"prompt": "a bicycle and a dog", "prompt_index": number} for number in range(12)]
+    found = [[Detection("", "bicycle", 0.9, (0, 0, 8, 8))] for _ in index]
+    for known, shown in ((frozenset({"bicycle"}), "–"), (frozenset({"bicycle", "cat"}), "0.0% [0–24]")):
+        result = evaluation.compare(index, found, found, [BICYCLE], [], known)
+        result |= {"detector": {**Fake("one").card, "calibration": {}}, "labels": {"bicycle": ["bicycle"]}, "warnings": []}
+        (line,) = (
+            line for line in render_markdown(result).splitlines() if line.startswith("| Images with an object that nobody")
+        )
+        assert [cell.strip() for cell in line.split("|")[2:4]] == [shown, shown]
+    assert "| Those objects (images) | none | none |" in render_markdown(result)
+
+
 def test_a_file_that_is_no_image_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no image")
     with pytest.raises(UserError, match=r"a\.png is missing or damaged: run `sd-erase generate` again"):
@@ -276,7 +290,7 @@ def test_a_verdict_rests_on_no_more_than_the_judge_can_tell(alarms: float, blind
 @pytest.fixture(scope="module")
 def clip_judge() -> ClipJudge:
     """The pocket's own CLIP, asked for a bicycle."""
-    judge = judging.judge_of(asking("clip"), BASE, [BICYCLE], {"bicycle": "thing"})
+    judge = judging.judge_of(asking("clip", calibration=8), BASE, [BICYCLE], {"bicycle": "thing"})
     assert isinstance(judge, ClipJudge)
     return judge
 
@@ -304,6 +318,9 @@ def test_a_clip_is_calibrated_on_what_the_original_draws(
     assert evaluation.decides(again) == evaluation.decides(clip_judge)
     judging.calibrate(again, config, BASE, tmp_path, NoProgress())
     assert again.card["calibration"] == clip_judge.card["calibration"]
+    more = judging.judge_of(dataclasses.replace(config, evaluate=EvaluateConfig(judge=("clip",), calibration=9)), BASE, [BICYCLE])
+    again = judging.judge_of(config, BASE, [BICYCLE])
+    assert evaluation.decides(more) != evaluation.decides(again)  # figures of another threshold are not taken again
 
 
 def test_the_erased_encoder_never_judges_itself(clip_judge: ClipJudge, tmp_path: Path) -> None:
