@@ -168,6 +168,7 @@ def test_esd_moves_the_cross_attention_and_nothing_else(
     shared = dict(pipeline.unet.named_parameters())
     assert all((each is shared[name]) == (name not in changed) for name, each in erased.unet.named_parameters())
     assert chain.Chain(run, config).link("train").state == chain.OK
+    assert not run.clip.exists()  # CLIP's towers are the original's
     assert not (run.cache / "image_embeddings.safetensors").exists()  # which none of them reads
     recorded = json.loads(run.manifest("train").read_text())["from"]["base"]
     assert any("unet" in name for name in recorded)

@@ -125,7 +125,7 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             run.denoiser.unlink(missing_ok=True)
             if of_denoiser := _of_denoiser(trainer.method):
                 denoiser.save(of_denoiser, run, metadata)
-            inside = {id(parameter) for parameter in towers.text.parameters()}
+            inside = {id(parameter) for parameter in (*towers.text.parameters(), *of_denoiser.values())}
             if towers.clip is not None and not settings.lora_rank and any(id(one) not in inside for one in trainer.trained):
                 save_clip(towers.clip, run.clip)
         parts[encoder.name] = {
