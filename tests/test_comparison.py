@@ -257,7 +257,7 @@ def test_images_of_a_single_colour_are_left_out_of_a_comparison_and_said() -> No
     def cell(method: str, named: dict[str, Any]) -> dict[str, Any]:
         groups = {"named": named}
         return {"method": method, "seed": 0, "concepts": "bicycle", "groups": groups, "original": {"anchor": counted}, "seconds": 1.0,
-                "clip_similarity": None}  # fmt: skip
+                "peak_memory_mb": None, "clip_similarity": None}  # fmt: skip
 
     cells = [cell("good", {**counted, "flat": 0}), cell("black", nothing)]
     recipe = {"concepts": ["bicycle"], "seeds": [0], "images": {"named": 1}}
