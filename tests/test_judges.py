@@ -110,6 +110,12 @@ def test_a_clip_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
         judging.judge_of(asking(f"clip:{tmp_path}"), BASE, [VAN_GOGH])
 
 
+@pytest.mark.parametrize("name", ["clip", "classifier:some/folder"])
+def test_a_size_that_would_do_nothing_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="leave --image-size out"):
+        judging.judge_of(asking(name, image_size=64), BASE, [BICYCLE])
+
+
 class Fake:
     """Sees in an image the thing whose colour it has, if it knows it."""
 
