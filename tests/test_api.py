@@ -180,7 +180,7 @@ def test_a_comparator_trains_on_the_denoiser_in_memory(pipe: Any) -> None:
     own, new = (dict(each.unet.named_parameters()) for each in (pipe, found.model))
     assert {name.rsplit(".", 2)[1] for name in own if not torch.equal(own[name], new[name])} == {"to_k", "to_v"}
     assert torch.allclose(states(found.model), states(pipe), atol=1e-5)
-    with pytest.raises(UserError, match="pass its pipeline to erase"):
+    with pytest.raises(UserError, match="reads a denoiser, and a text encoder alone has none"):
         sd_erase.erase(pipe.text_encoder, "bicycle", method="uce", progress=False)
 
 

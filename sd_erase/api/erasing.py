@@ -87,9 +87,14 @@ def erase(
     config = override(config, {"base": str(scratch.base)})
     if kept:
         config = _keeping(config, concepts, kept, scratch)
-    check(config, ("harvest", "train"), {name: name for name in asked})
     method_class = catalog.resolve(catalog.METHODS, config.train.objective, "Objective")
-    if method_class.needs_images or config.train.towers == "both" or getattr(method_class, "needs_denoiser", False):
+    with_denoiser = getattr(method_class, "needs_denoiser", False)
+    if with_denoiser and (isinstance(model, models.Encoders) or models.is_encoder(model)):
+        raise UserError(
+            f"Objective {config.train.objective} reads a denoiser, and a text encoder alone has none: pass its pipeline."
+        )
+    check(config, ("harvest", "train"), {name: name for name in asked})
+    if method_class.needs_images or config.train.towers == "both" or with_denoiser:
         scratch.complete()  # whose original draws the images of its captions, or whose denoiser is trained
     scratch.begin(config, "-".join(each.name for each in concepts))
     bars = shown(progress)
