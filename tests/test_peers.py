@@ -20,7 +20,7 @@ from sd_erase.config import ExportConfig, HarvestConfig, RunConfig, TrainConfig,
 from sd_erase.erasure import merge, stage
 from sd_erase.erasure.method import Batch
 from sd_erase.erasure.names import Way
-from sd_erase.erasure.peers import advunlearn, denoising, keys_values
+from sd_erase.erasure.peers import advunlearn, denoising, keys_values, tea
 from sd_erase.erasure.peers.hirm import direction, last_attention
 from sd_erase.erasure.peers.speed import change
 from sd_erase.erasure.peers.uce import edited
@@ -239,7 +239,27 @@ def test_the_attack_brings_the_prediction_nearer_to_the_concepts(
     assert error(method._attacked(original, "a thing", latents, step, states, rng)) < error(start)
 
 
-@pytest.mark.parametrize("objective", ["tea", *(pytest.param(name, marks=pytest.mark.slow) for name in ("esd", "advunlearn"))])
+def test_what_tea_keeps_beside_the_weights_comes_back(harvested: tuple[RunConfig, RunDir], original: Any) -> None:
+    """The discriminator and its optimizer's moments: two steps are the same as one, saved, and one."""
+
+    def prepared() -> tea.TEA:
+        method = tea.TEA()
+        method.prepare(original, read_concepts(harvested[1]), {"bicycle": "thing"}, False)
+        return method
+
+    width, whole, cut = original.text.config.hidden_size, prepared(), prepared()
+    concept, anchor = rows(4, width, 0).float(), rows(4, width, 1).float()
+    whole._learn(concept, anchor)
+    cut.load_state({name: each.clone() for name, each in whole.state().items()})
+    for method in (whole, cut):
+        method._learn(concept, anchor)
+    one, other = whole.state(), cut.state()
+    assert one.keys() == other.keys() and any(name.startswith(tea.ADAM) for name in one)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["tea", "esd", "advunlearn"])
 def test_an_interrupted_training_ends_as_one_that_was_not(
     harvested: tuple[RunConfig, RunDir], tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
