@@ -109,7 +109,7 @@ def is_blind(detector: Mapping[str, Any] | None, name: str) -> bool:
 
 def gone_rate(detector: Mapping[str, Any] | None, name: str) -> float:
     """What is called gone: `GONE_RATE`, or what a judge sees where there is nothing, if that is more."""
-    return max(GONE_RATE, _calibration(detector, name).get("false_alarms", {}).get("rate") or 0)
+    return max(GONE_RATE, float(_calibration(detector, name).get("false_alarms", {}).get("rate") or 0))
 
 
 def _unmeasurable(row: Mapping[str, Any], evaluation: Evaluation) -> str:
