@@ -149,7 +149,7 @@ def stored(run: RunDir) -> dict[str, Any]:
 def decides(judge: Detector) -> str:
     """A fingerprint of all that decides what is found in an image and what is counted: judge, cards of concepts, code.
 
-    A calibration is no part of it: it follows from the judge, what it is asked and the base.
+    A calibration is no part of it: it follows from the judge, what it is asked, on how many images (of its card) and the base.
     """
     versions = [provenance.version_of(name) for name in ("ultralytics", "onnxruntime")]
     code = digests.of_sources("detection", "evaluation", "judging", "metrics", "concepts")
@@ -298,7 +298,7 @@ def compare(
         "images": len(index),
         "rows": detection_rates(pairs, targets),
         "naming": {name: sum(name in pair.targets for pair in pairs) for name in targets},
-        "surplus": {side: surplus(pairs, side, targets) for side in sides},
+        "surplus": {side: surplus(pairs, side, targets, sees_others=bool(known - target_labels)) for side in sides},
         "surplus_p": {} if erased is None else surplus_p_values(pairs, targets),
         "unlearncanvas": measures(pairs, targets, kinds),
         "per_prompt": _per_prompt(index, pairs, targets, sides),

@@ -77,6 +77,7 @@ def judge_of(config: RunConfig, base: Base, concepts: Sequence[Concept], anchors
             by_kind = not wanted.judge and wanted.detector == "auto" and len(names) > 1  # each concept by its kind's
             asked = [concept for concept in concepts if not by_kind or BY_KIND.get(concept.kind) == "clip"]
             judge.ask(asked, {**default_anchors(concepts, base), **(anchors or {})})
+            judge.card["calibrated_on"] = wanted.calibration  # decides the threshold, and so every figure
         judges.append(judge)
     found: Detector = judges[0] if len(judges) == 1 else Panel(judges, concepts)
     for concept in concepts:

@@ -173,6 +173,28 @@ def test_figures_come_typed_and_as_html(pipe: Any, erased: sd_erase.Erasure[Any]
         sd_erase.evaluate(pipe, erased.model, [PROMPT])
 
 
+def test_a_comparator_trains_on_the_denoiser_in_memory(pipe: Any) -> None:
+    found = sd_erase.erase(
+        pipe, "bicycle", method="uce", progress=False, settings={"harvest.max_forget": 40, "harvest.max_retain": 40}
+    )
+    own, new = (dict(each.unet.named_parameters()) for each in (pipe, found.model))
+    assert {name.rsplit(".", 2)[1] for name in own if not torch.equal(own[name], new[name])} == {"to_k", "to_v"}
+    assert torch.allclose(states(found.model), states(pipe), atol=1e-5)
+    with pytest.raises(UserError, match="reads a denoiser, and a text encoder alone has none"):
+        sd_erase.erase(pipe.text_encoder, "bicycle", method="uce", progress=False)
+
+
+def test_a_clip_judges_models_in_memory_and_a_judge_that_knows_nothing_is_refused_before_drawing(
+    pipe: Any, erased: sd_erase.Erasure[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"evaluate.judge": ("clip",), "evaluate.calibration": 4}
+    found = sd_erase.evaluate(pipe, erased, [PROMPT], images_per_prompt=1, steps=2, settings=own, progress=False)
+    assert found.detector == "clip" and any("was calibrated on images" in text for text in found.warnings)
+    monkeypatch.setattr("sd_erase.images.generate_pairs", lambda *given, **asked: pytest.fail("an image was drawn"))
+    with pytest.raises(UserError, match="no label that detector pocket can find"):
+        sd_erase.evaluate(pipe, erased.model, [PROMPT], concept="van gogh", detector="pocket", progress=False)
+
+
 def test_html_shows_what_comes_from_others_as_text(erased: sd_erase.Erasure[Any]) -> None:
     import dataclasses
 

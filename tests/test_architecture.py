@@ -65,7 +65,7 @@ FOUNDATION = {
 # a stage may import itself and what stands before it; stages of one row do not know each other
 ORDER = [
     {"blip"}, {"clip"}, {"captions"}, {"pairs"}, {"asked"}, {"erasure"}, {"pipeline"}, {"images"}, {"detection"}, {"metrics"}, {"judging"}, {"evaluation"},
-    {"report", "export", "attacks", "probes"}, {"auditing"}, {"preflight"}, {"stages"}, {"runs"}, {"comparison_recipe"}, {"api"}, {"comfyui", "demo", "comparison", "reproduce"}, {"flags"}, {"listing"}, {"doctor", "template"}, {"commands"}, {"launch"}, {"cli"}, {"__main__"},
+    {"report", "export", "attacks", "probes"}, {"auditing"}, {"preflight"}, {"stages"}, {"runs"}, {"comparison_recipe", "comparison_table"}, {"api"}, {"comfyui", "demo", "comparison", "reproduce"}, {"flags"}, {"listing"}, {"doctor", "template"}, {"commands"}, {"launch"}, {"cli"}, {"__main__"},
 ]  # fmt: skip
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "ultralytics", "PIL", "matplotlib", "pandas", "numpy", "accelerate"}

@@ -344,3 +344,13 @@ def test_words_that_draw_the_concept_in_the_original_too_are_told(monkeypatch: p
     assert drawn == ["a b an item", "e f an object"]
     assert stage.unnamed(None, rows[1:2], *asked, stamp="") == {"images": 0, "original": 0}
     assert len(drawn) == 2
+
+
+def test_nothing_is_found_in_a_single_colour_whatever_the_judge_says(tmp_path: Path) -> None:
+    for name, corner in (("black", 0), ("drawn", 255)):
+        image = Image.new("RGB", (8, 8))
+        image.putpixel((0, 0), (corner, 0, 0))
+        image.save(tmp_path / f"{name}.png")
+    sees_all: Any = SimpleNamespace(detect=lambda images: [[Detection("", "dog", 0.9, (0, 0, 8, 8))] for _ in images])
+    paths = [tmp_path / "black.png", tmp_path / "drawn.png"]
+    assert stage.shows(sees_all, frozenset({"dog"}), paths) == ([False, True], [True, False])

@@ -110,6 +110,25 @@ def test_the_verdict_is_made_of_the_figures() -> None:
     assert searched["answer"] == "gone" and "prefix in 40 of 100" in searched["sentence"]
 
 
+def test_no_verdict_rests_on_less_than_the_judge_errs_by() -> None:
+    """A CLIP that sees the concept in 20 % of images without it, or cannot tell at all."""
+
+    def of(alarms: float, blind: bool) -> dict[str, Any]:
+        shown = result(("listed", "words", row(15, 90, n=100)))
+        shown["detector"] = {
+            **shown.get("detector", {}),
+            "calibration": {"dog": {"false_alarms": {"rate": alarms}, "blind": blind}},
+        }
+        return shown
+
+    assert card.verdict(of(0.0, False))["answer"] == "returns"
+    within = card.verdict(of(0.2, False))
+    assert within["answer"] == "open" and "no more than the judge sees" in within["sentence"]
+    assert "no more than the judge errs by" in card.render({**of(0.2, False), "verdict": within})
+    blind = card.verdict(of(0.0, True))
+    assert blind["answer"] == "untold" and "cannot tell dog" in blind["sentence"]
+
+
 def test_what_the_denoiser_knows_is_not_the_erasures() -> None:
     alike, beyond = row(16, 20, control=15, relative=True), row(16, 20, control=2, relative=True)
     assert not card.returns(alike) and card.returns(beyond)

@@ -14,9 +14,10 @@ from PIL import Image
 from sd_erase import bases
 from sd_erase.captions.pocket import render
 from sd_erase.cli import main
-from sd_erase.comparison import Recipe, _row, compare, read_recipe
-from sd_erase.comparison import render as as_markdown
+from sd_erase.comparison import Recipe, compare, read_recipe
 from sd_erase.comparison_recipe import config_of
+from sd_erase.comparison_table import method_row
+from sd_erase.comparison_table import render as as_markdown
 from sd_erase.concepts import Concept, concept_named, load_concepts
 from sd_erase.detection import Detection, Detector
 from sd_erase.errors import UserError
@@ -256,11 +257,11 @@ def test_images_of_a_single_colour_are_left_out_of_a_comparison_and_said() -> No
     def cell(method: str, named: dict[str, Any]) -> dict[str, Any]:
         groups = {"named": named}
         return {"method": method, "seed": 0, "concepts": "bicycle", "groups": groups, "original": {"anchor": counted}, "seconds": 1.0,
-                "clip_similarity": None}  # fmt: skip
+                "peak_memory_mb": None, "clip_similarity": None}  # fmt: skip
 
     cells = [cell("good", {**counted, "flat": 0}), cell("black", nothing)]
     recipe = {"concepts": ["bicycle"], "seeds": [0], "images": {"named": 1}}
-    rows = [_row(each["method"], [each]) for each in cells]
+    rows = [method_row(each["method"], [each]) for each in cells]
     original = {"bicycle": {"named": {**counted, "flat": 0}, "anchor": {**counted, "flat": 0}}}
     text = as_markdown({"title": "t", "recipe": recipe, "original": original, "cells": cells, "rows": rows})
     (black,) = (line for line in text.splitlines() if line.startswith("| black"))
@@ -269,3 +270,10 @@ def test_images_of_a_single_colour_are_left_out_of_a_comparison_and_said() -> No
         and "black: 3 images of a single colour" in text
         and "good:" not in text
     )
+    (first,) = (line for line in text.splitlines() if line.startswith("| original"))
+    assert first.split("|")[4].strip() == "100 %" and first.split("|")[7].strip() == "–"  # no untouched prompt was asked
+    alone = {
+        "bicycle": {"anchor": {**counted, "companions": {"count": 0, "n": 0}}}
+    }  # by a judge that knows nothing but the concept
+    text = as_markdown({"title": "t", "recipe": recipe, "original": alone, "cells": cells, "rows": rows})
+    assert next(line for line in text.splitlines() if line.startswith("| original")).split("|")[4].strip() == "–"

@@ -164,6 +164,8 @@ def test_why_a_limit_is_not_kept_is_said() -> None:
     assert "its absence says nothing" in over_limit(evaluation(0, 400, original=10), 0.02)[0]
     without = {"rows": [row("bicycle", "target", [True] * 9, None)]}
     assert "no image of an erased model" in over_limit(without, 0.02)[0]
+    blind = {**evaluation(0, 400), "detector": {"calibration": {"bicycle": {"blind": True}}}}
+    assert "the judge cannot tell bicycle" in over_limit(blind, 0.02)[0]  # its zero is no zero
     assert over_limit({**evaluation(0, 400), "naming": {"bicycle": 0}}, 0.02)[0].startswith("nothing tells")
 
 

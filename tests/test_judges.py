@@ -110,6 +110,12 @@ def test_a_clip_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
         judging.judge_of(asking(f"clip:{tmp_path}"), BASE, [VAN_GOGH])
 
 
+@pytest.mark.parametrize("name", ["clip", "classifier:some/folder"])
+def test_a_size_that_would_do_nothing_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="leave --image-size out"):
+        judging.judge_of(asking(name, image_size=64), BASE, [BICYCLE])
+
+
 class Fake:
     """Sees in an image the thing whose colour it has, if it knows it."""
 
@@ -187,6 +193,20 @@ def test_two_judges_that_disagree_are_both_shown(tmp_path: Path, monkeypatch: py
     assert "one and two differ on bicycle in 1 of 4 original images: only one sees it in 1, only two in 0." in text
     assert "| two | bicycle | erased | 4 |" in text and "detector one (w" in text and "detector two (w" in text
     assert evaluation.evaluate(asking("one", "two"), run)["opinions"] == result["opinions"]  # as it was stored
+
+
+def test_a_judge_of_the_concept_alone_says_nothing_of_other_things() -> None:
+    """It could see none, so that "0 %" would be no figure; one that knows another thing has it."""
+    index = [{"prompt": "a bicycle and a dog", "prompt_index": number} for number in range(12)]
+    found = [[Detection("", "bicycle", 0.9, (0, 0, 8, 8))] for _ in index]
+    for known, shown in ((frozenset({"bicycle"}), "–"), (frozenset({"bicycle", "cat"}), "0.0% [0–24]")):
+        result = evaluation.compare(index, found, found, [BICYCLE], [], known)
+        result |= {"detector": {**Fake("one").card, "calibration": {}}, "labels": {"bicycle": ["bicycle"]}, "warnings": []}
+        (line,) = (
+            line for line in render_markdown(result).splitlines() if line.startswith("| Images with an object that nobody")
+        )
+        assert [cell.strip() for cell in line.split("|")[2:4]] == [shown, shown]
+    assert "| Those objects (images) | none | none |" in render_markdown(result)
 
 
 def test_a_file_that_is_no_image_is_one_sentence(tmp_path: Path) -> None:
@@ -276,7 +296,7 @@ def test_a_verdict_rests_on_no_more_than_the_judge_can_tell(alarms: float, blind
 @pytest.fixture(scope="module")
 def clip_judge() -> ClipJudge:
     """The pocket's own CLIP, asked for a bicycle."""
-    judge = judging.judge_of(asking("clip"), BASE, [BICYCLE], {"bicycle": "thing"})
+    judge = judging.judge_of(asking("clip", calibration=8), BASE, [BICYCLE], {"bicycle": "thing"})
     assert isinstance(judge, ClipJudge)
     return judge
 
@@ -304,6 +324,9 @@ def test_a_clip_is_calibrated_on_what_the_original_draws(
     assert evaluation.decides(again) == evaluation.decides(clip_judge)
     judging.calibrate(again, config, BASE, tmp_path, NoProgress())
     assert again.card["calibration"] == clip_judge.card["calibration"]
+    more = judging.judge_of(dataclasses.replace(config, evaluate=EvaluateConfig(judge=("clip",), calibration=9)), BASE, [BICYCLE])
+    again = judging.judge_of(config, BASE, [BICYCLE])
+    assert evaluation.decides(more) != evaluation.decides(again)  # figures of another threshold are not taken again
 
 
 def test_the_erased_encoder_never_judges_itself(clip_judge: ClipJudge, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from sd_erase.config import ExportConfig, HarvestConfig, RunConfig, TrainConfig,
 from sd_erase.erasure import merge, stage
 from sd_erase.erasure.method import Batch
 from sd_erase.erasure.names import Way
-from sd_erase.erasure.peers import advunlearn, denoising, keys_values
+from sd_erase.erasure.peers import advunlearn, denoising, keys_values, tea
 from sd_erase.erasure.peers.hirm import direction, last_attention
 from sd_erase.erasure.peers.speed import change
 from sd_erase.erasure.peers.uce import edited
@@ -150,7 +150,7 @@ def test_keys_and_values_go_to_the_anchors_and_others_stay(
 
 
 def test_esd_moves_the_cross_attention_and_nothing_else(
-    harvested: tuple[RunConfig, RunDir], tmp_path: Path, original: Any
+    harvested: tuple[RunConfig, RunDir], tmp_path: Path, original: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, run = trained(harvested, tmp_path, "esd")
     first, *_, last = validated(run)
@@ -168,6 +168,12 @@ def test_esd_moves_the_cross_attention_and_nothing_else(
     shared = dict(pipeline.unet.named_parameters())
     assert all((each is shared[name]) == (name not in changed) for name, each in erased.unet.named_parameters())
     assert chain.Chain(run, config).link("train").state == chain.OK
+    assert not run.clip.exists()  # CLIP's towers are the original's
+    assert not (run.cache / "image_embeddings.safetensors").exists()  # which none of them reads
+    recorded = json.loads(run.manifest("train").read_text())["from"]["base"]
+    assert any("unet" in name for name in recorded)
+    monkeypatch.setattr(chain.digests, "of_base", lambda *given, **asked: {**recorded, "unet/model.safetensors": "another"})
+    assert chain.Chain(run, config).link("train").state == chain.BROKEN  # another denoiser under the same text encoder
 
 
 def test_hirm_misdirects_by_the_first_layer_alone(harvested: tuple[RunConfig, RunDir], tmp_path: Path, original: Any) -> None:
@@ -233,7 +239,27 @@ def test_the_attack_brings_the_prediction_nearer_to_the_concepts(
     assert error(method._attacked(original, "a thing", latents, step, states, rng)) < error(start)
 
 
-@pytest.mark.parametrize("objective", ["tea", *(pytest.param(name, marks=pytest.mark.slow) for name in ("esd", "advunlearn"))])
+def test_what_tea_keeps_beside_the_weights_comes_back(harvested: tuple[RunConfig, RunDir], original: Any) -> None:
+    """The discriminator and its optimizer's moments: two steps are the same as one, saved, and one."""
+
+    def prepared() -> tea.TEA:
+        method = tea.TEA()
+        method.prepare(original, read_concepts(harvested[1]), {"bicycle": "thing"}, False)
+        return method
+
+    width, whole, cut = original.text.config.hidden_size, prepared(), prepared()
+    concept, anchor = rows(4, width, 0).float(), rows(4, width, 1).float()
+    whole._learn(concept, anchor)
+    cut.load_state({name: each.clone() for name, each in whole.state().items()})
+    for method in (whole, cut):
+        method._learn(concept, anchor)
+    one, other = whole.state(), cut.state()
+    assert one.keys() == other.keys() and any(name.startswith(tea.ADAM) for name in one)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["tea", "esd", "advunlearn"])
 def test_an_interrupted_training_ends_as_one_that_was_not(
     harvested: tuple[RunConfig, RunDir], tmp_path: Path, objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,7 +61,8 @@ def erase(
         progress: bars on stderr, or a `sd_erase.progress.Progress` of your own.
 
     Returns:
-        An `Erasure`: `model` is of the class of what was passed and shares all but the text encoders, tokenizers and the scheduler with it.
+        An `Erasure`: `model` is of the class of what was passed and shares all but the text encoders, tokenizers and the scheduler with it
+        (of a comparator that changes the denoiser, "esd", "uce" or "speed", not what that changes).
 
     Raises:
         UserError: bad input, in one sentence, before any work.
@@ -86,9 +87,15 @@ def erase(
     config = override(config, {"base": str(scratch.base)})
     if kept:
         config = _keeping(config, concepts, kept, scratch)
+    method_class = catalog.resolve(catalog.METHODS, config.train.objective, "Objective")
+    with_denoiser = getattr(method_class, "needs_denoiser", False)
+    if with_denoiser and (isinstance(model, models.Encoders) or models.is_encoder(model)):
+        raise UserError(
+            f"Objective {config.train.objective} reads a denoiser, and a text encoder alone has none: pass its pipeline."
+        )
     check(config, ("harvest", "train"), {name: name for name in asked})
-    if catalog.resolve(catalog.METHODS, config.train.objective, "Objective").needs_images or config.train.towers == "both":
-        scratch.complete()  # whose original draws the images of its captions
+    if method_class.needs_images or config.train.towers == "both" or with_denoiser:
+        scratch.complete()  # whose original draws the images of its captions, or whose denoiser is trained
     scratch.begin(config, "-".join(each.name for each in concepts))
     bars = shown(progress)
     with _own_randomness(config.device):

@@ -66,6 +66,7 @@ def evaluate(
     """
     from sd_erase.drawing import Settings
     from sd_erase.images import generate_pairs
+    from sd_erase.judging import calibrate, judge_of
 
     started = time.perf_counter()
     known = read_concepts(erased._scratch.run) if isinstance(erased, Erasure) and not concept else []
@@ -80,14 +81,19 @@ def evaluate(
     bases.check_draws(original.card)
     config = override(RunConfig(base=str(original.base)), asked)
     texts = _prompts(prompts)
+    concepts = known or load_concepts(config)
+    judge = judge_of(
+        config, original.card, concepts
+    )  # one that is not there, or knows no concept, is refused before anything is drawn
     bars = shown(progress)
     with _place(folder) as path:
         run = RunDir(path)
         with run.writing():
-            write_concepts(run, known or load_concepts(config))
+            write_concepts(run, concepts)
             drawn = generate_pairs(pipe, other, texts, run.images, Settings.of(config, original.card), progress=bars)
             links = chain.Chain(run, config)
             run.complete("generate", "in memory", {**drawn, "from": {}, "made": links.makes("generate")})
+            calibrate(judge, config, original.card, run.cache, bars, lambda: pipe)  # the stage finds it: no weights lie on disk
         result = run_stage("evaluate", config, run, bars)
         rows = [
             Row(row["name"], row["role"], Rate.of(row["original"]), Rate.of(row["erased"]), row["p_value"])

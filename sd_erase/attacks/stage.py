@@ -43,9 +43,13 @@ ARMS = {"none": "the prompt alone", "random": "random words before it", "search"
 
 
 def shows(detector: Detector, labels: frozenset[str], paths: Sequence[Path]) -> tuple[list[bool], list[bool]]:
-    """Whether the detector finds any of `labels` in each image file, and whether each is of a single colour."""
+    """Whether the detector finds any of `labels` in each image file, and whether each is of a single colour: there none is found.
+
+    A CLIP would have an opinion of a black image too.
+    """
     found, pictures = detect_files(detector, paths, "detections", NoProgress())
-    return [any(each.label in labels for each in one) for one in found], [picture.flat for picture in pictures]
+    flat = [picture.flat for picture in pictures]
+    return [not no and any(each.label in labels for each in one) for one, no in zip(found, flat, strict=True)], flat
 
 
 def references(

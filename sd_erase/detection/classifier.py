@@ -73,6 +73,8 @@ def _from_transformers(card: Card) -> _Loaded:
     """Model, preparation, whether it sees several classes an image, their names, its file and its input's side."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+    if card.image_size:
+        raise UserError(f"Judge {card.name} sees images in the size that its folder says: leave --image-size out.")
     folder = hub.folder_of(card.weights, ADVICE)
     if not (folder / "config.json").is_file():
         raise UserError(f"Judge {card.name}: {card.weights} has no config.json: {ADVICE}.")

@@ -75,12 +75,14 @@ class ClipJudge:
         device: where it computes.
 
     Raises:
-        UserError: it cannot be loaded, or is no CLIP.
+        UserError: it cannot be loaded, is no CLIP, or the card gives it an image size.
     """
 
     def __init__(self, card: Card, device: Any = "cpu"):
         if card.weights == "base":
             raise UserError(f"Judge {card.name} is the base's CLIP partner, and no base is given here: pass --judge clip:FOLDER.")
+        if card.image_size:
+            raise UserError(f"Judge {card.name} sees images in the size of its own model: leave --image-size out.")
         self._settings, self._device = card, device
         self._towers = _load(card, device)
         self.asked: list[Question] = []

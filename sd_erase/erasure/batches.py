@@ -32,15 +32,17 @@ class Batches:
         progress: Progress,
         *,
         needs_images: bool,
+        reads_images: bool = True,
     ):
         """
         Args:
             cache: the file that keeps the images' embeddings.
             needs_images: whether the objective cannot do without.
+            reads_images: whether it reads any that there are; without it none is embedded.
         """
         self.settings, self.seed, self.towers = settings, seed, towers
         self.warnings: list[str] = [*towers.notes]
-        with_images = towers.clip is not None and all(pair.image for pair in pairs)
+        with_images = reads_images and towers.clip is not None and all(pair.image for pair in pairs)
         if not with_images and needs_images:
             raise UserError(
                 f"Objective {settings.objective} needs an image for every caption, and the data set is text alone: "

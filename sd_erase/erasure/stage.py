@@ -91,7 +91,10 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             share_vision=settings.towers != "both",
         )
         if not read:  # of a hub's model it is known only now what it is
-            read = chain.Chain(run, config, progress).reads("train")
+            links = chain.Chain(run, config, progress)
+            read = links.reads("train")
+            if getattr(method, "needs_denoiser", False):
+                read["base"] = links.now("base")  # what is changed, or trained against, is the denoiser's
         if not anchors:  # what stands in a concept's place is the same for all of them
             anchors = {
                 concept.name: choose_anchor(towers, concept) if concept.anchor is None else concept.anchor for concept in concepts
@@ -122,7 +125,7 @@ def train(config: RunConfig, run: RunDir, progress: Progress | None = None) -> d
             run.denoiser.unlink(missing_ok=True)
             if of_denoiser := _of_denoiser(trainer.method):
                 denoiser.save(of_denoiser, run, metadata)
-            inside = {id(parameter) for parameter in towers.text.parameters()}
+            inside = {id(parameter) for parameter in (*towers.text.parameters(), *of_denoiser.values())}
             if towers.clip is not None and not settings.lora_rank and any(id(one) not in inside for one in trainer.trained):
                 save_clip(towers.clip, run.clip)
         parts[encoder.name] = {
@@ -241,7 +244,16 @@ class _Training:
         cache = run.cache / "image_embeddings.safetensors"
         pairs = without_names(self.pairs, [names.named(concept, found) for concept, found in _found(method, concepts)])
         with parallel.main_first():  # which fills the cache
-            data = Batches(pairs, towers, settings, seed, cache, self.progress, needs_images=method.needs_images)
+            data = Batches(
+                pairs,
+                towers,
+                settings,
+                seed,
+                cache,
+                self.progress,
+                needs_images=method.needs_images,
+                reads_images=getattr(method, "reads_images", True),
+            )
         run.reopen("train")  # not before the input is known to be right: an encoder that is done must not be lost to a wrong flag
         solves = method.solves and not settings.lora_rank  # a LoRA must hold the whole change
         if solves:

@@ -153,13 +153,16 @@ def detection_rates(pairs: Sequence[ImagePair], targets: Mapping[str, frozenset[
     return rows
 
 
-def surplus(pairs: Sequence[ImagePair], side: str, targets: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+def surplus(
+    pairs: Sequence[ImagePair], side: str, targets: Mapping[str, frozenset[str]], *, sees_others: bool = True
+) -> dict[str, Any]:
     """What is in the images beyond "each named object once": doubles, and objects that nobody named.
 
     Args:
         pairs: all images.
         side: "original" or "erased".
         targets: erased concept -> labels; their detections are neither doubles nor unnamed.
+        sees_others: whether the judge has any label beside the targets'; without one nothing unnamed could be found, so nothing is counted.
 
     Returns:
         ``named_others_mean_count`` (boxes of named other objects, an image), ``named_others_asked`` (how many of them
@@ -173,7 +176,7 @@ def surplus(pairs: Sequence[ImagePair], side: str, targets: Mapping[str, frozens
         "named_others_mean_count": sum(boxes) / n if n else 0.0,
         "named_others_asked": len(boxes) / n if n else 0.0,
         "doubled": share([count > 1 for count in boxes]),
-        "unnamed": share([bool(labels) for labels in strangers]),
+        "unnamed": share([bool(labels) for labels in strangers] if sees_others else []),
         "unnamed_labels": dict(Counter(label for labels in strangers for label in sorted(labels)).most_common()),
     }
 

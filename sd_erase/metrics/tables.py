@@ -114,6 +114,12 @@ def _opinions(result: dict[str, Any]) -> list[str]:
     return ["", "## A second judge", "", *markdown.table(["Judge", *HEADERS], rows), "", *said]
 
 
+def _strangers(surplus: dict[str, Any]) -> str:
+    """The objects that nobody named with their images; "–" of a judge that could see none."""
+    found = ", ".join(f"{label} {count}" for label, count in surplus["unnamed_labels"].items())
+    return found or ("none" if surplus["unnamed"]["n"] else "–")
+
+
 def render_markdown(result: dict[str, Any]) -> str:
     """The rates, what is in the images beyond the named objects, and the counts of each prompt, as Markdown."""
     sides = list(result["surplus"])
@@ -126,7 +132,7 @@ def render_markdown(result: dict[str, Any]) -> str:
         ("Images with an object that nobody named", [percent(result["surplus"][side]["unnamed"]) for side in sides]),
         (
             "Those objects (images)",
-            [", ".join(f"{k} {v}" for k, v in result["surplus"][side]["unnamed_labels"].items()) or "none" for side in sides],
+            [_strangers(result["surplus"][side]) for side in sides],
         ),
     ]
 

@@ -74,10 +74,10 @@ def judge_target(evaluation: Evaluation | None) -> Verdict:
 def _judge_row(row: Mapping[str, Any], evaluation: Evaluation) -> tuple[str, str]:
     """Answer and tone for one concept."""
     before, after = row["original"]["rate"], row["erased"]["rate"]
-    found, gone = _calibration(row, evaluation), GONE_RATE
-    if found.get("blind"):
-        return f"Cannot be told: the judge cannot tell {plain_name(row)} from what stands in its place", "open"
-    gone = max(gone, found.get("false_alarms", {}).get("rate") or 0)  # what the judge sees where there is nothing
+    detector, name = evaluation.get("detector"), plain_name(row)
+    if is_blind(detector, name):
+        return f"Cannot be told: the judge cannot tell {name} from what stands in its place", "open"
+    gone = gone_rate(detector, name)
     certain = row["erased"]["low"] > gone  # however few the images, it is there more often than "gone" allows
     reason = _unmeasurable(row, evaluation)
     if reason and not certain:
@@ -96,10 +96,20 @@ def _judge_row(row: Mapping[str, Any], evaluation: Evaluation) -> tuple[str, str
     return ("Only in part", "bad") if after <= 0.8 * before else ("No", "bad")
 
 
-def _calibration(row: Mapping[str, Any], evaluation: Evaluation) -> Mapping[str, Any]:
-    """How far the judge can be trusted on a row's concept; nothing where it was not calibrated."""
-    found: Mapping[str, Any] = ((evaluation.get("detector") or {}).get("calibration") or {}).get(label_form(plain_name(row)), {})
+def _calibration(detector: Mapping[str, Any] | None, name: str) -> Mapping[str, Any]:
+    """How far a judge, by its card, can be trusted on a concept; nothing where it was not calibrated."""
+    found: Mapping[str, Any] = ((detector or {}).get("calibration") or {}).get(label_form(name), {})
     return found
+
+
+def is_blind(detector: Mapping[str, Any] | None, name: str) -> bool:
+    """Whether a judge cannot tell a concept from what stands in its place, so that its figures mean nothing."""
+    return bool(_calibration(detector, name).get("blind"))
+
+
+def gone_rate(detector: Mapping[str, Any] | None, name: str) -> float:
+    """What is called gone: `GONE_RATE`, or what a judge sees where there is nothing, if that is more."""
+    return max(GONE_RATE, float(_calibration(detector, name).get("false_alarms", {}).get("rate") or 0))
 
 
 def _unmeasurable(row: Mapping[str, Any], evaluation: Evaluation) -> str:
@@ -232,6 +242,10 @@ def over_limit(evaluation: Evaluation, limit: float) -> list[str]:
         before = row["original"]["rate"]
         if share is None or not share["n"] or evaluation.get("naming", {}).get(name) == 0:
             found.append(f"nothing tells how often {name} is left: no image of an erased model asks for it.")
+        elif is_blind(evaluation.get("detector"), name):
+            found.append(
+                f"the judge cannot tell {name} from what stands in its place, so its figures say nothing: pass another --judge."
+            )
         elif before is None or before < WEAK_TEST:
             found.append(
                 f"the original shows {name} in only {percent(before)} of the images that ask for it, so its absence says nothing."

@@ -28,10 +28,12 @@ class Peer(Stateless):
     Attributes:
         published_learning_rate: its paper's, for real models; the pocket model is eight times as narrow and has one of its own.
         keeps_last: papers take the state behind the last step, not the one that validates best.
+        reads_images: none does, so no time of its training goes into them.
         takes_lora: each says itself which weights change.
     """
 
     needs_images = False
+    reads_images = False
     only_matrices = False  # papers use Adam
     solves = False
     keeps_last = True
