@@ -243,8 +243,12 @@ def test_the_base_is_refused_where_its_pack_is_not_there(tmp_path: Path, monkeyp
     row = bases.ROWS["pocket-art"]
     monkeypatch.setattr(bases, "ART_FOLDER", tmp_path / "none")
     monkeypatch.setitem(bases.ROWS, "pocket-art", dataclasses.replace(row, source=str(tmp_path / "none")))
-    with pytest.raises(UserError, match="pocket-art is not in this installation: build it with .* --world art"):
+    with pytest.raises(UserError, match="pocket-art is not trained yet: .* --world art"):
         bases.resolve("pocket-art")
+    # nothing offers it, either
+    assert bases.names() == "pocket, sd15, sd14, sd21, sdxl"
+    with pytest.raises(UserError, match="pass pocket, sd15, sd14"):
+        bases.resolve("no such base")
 
 
 @pytest.fixture(scope="module")
