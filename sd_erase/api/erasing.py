@@ -61,7 +61,8 @@ def erase(
         progress: bars on stderr, or a `sd_erase.progress.Progress` of your own.
 
     Returns:
-        An `Erasure`: `model` is of the class of what was passed and shares all but the text encoders, tokenizers and the scheduler with it.
+        An `Erasure`: `model` is of the class of what was passed and shares all but the text encoders, tokenizers and the scheduler with it
+        (and all but the denoiser too, of an objective that changes that: "esd", "uce", "speed").
 
     Raises:
         UserError: bad input, in one sentence, before any work.
@@ -87,8 +88,9 @@ def erase(
     if kept:
         config = _keeping(config, concepts, kept, scratch)
     check(config, ("harvest", "train"), {name: name for name in asked})
-    if catalog.resolve(catalog.METHODS, config.train.objective, "Objective").needs_images or config.train.towers == "both":
-        scratch.complete()  # whose original draws the images of its captions
+    method_class = catalog.resolve(catalog.METHODS, config.train.objective, "Objective")
+    if method_class.needs_images or getattr(method_class, "needs_denoiser", False) or config.train.towers == "both":
+        scratch.complete()  # whose original draws the images of its captions, or whose denoiser is trained or asked
     scratch.begin(config, "-".join(each.name for each in concepts))
     bars = shown(progress)
     with _own_randomness(config.device):
