@@ -277,12 +277,14 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work / "pack"
 
 
+@pytest.mark.slow
 def test_the_pack_is_small_and_without_pickles(pack: Path) -> None:
     files = [path for path in pack.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".yaml", ".txt", ".md"}
     assert sum(path.stat().st_size for path in files if path.suffix == ".safetensors") <= 32_000_000
 
 
+@pytest.mark.slow
 def test_the_pack_is_known_by_what_it_states_and_draws(pack: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -302,6 +304,7 @@ def test_the_pack_is_known_by_what_it_states_and_draws(pack: Path) -> None:
     assert image.size == (SIZE, SIZE)
 
 
+@pytest.mark.slow
 def test_the_pack_s_judges_load_and_know_their_labels(pack: Path) -> None:
     from PIL import Image
 

@@ -173,7 +173,9 @@ def test_a_blind_judge_and_images_of_a_single_colour_do_not_pass() -> None:
     blind = {"calibration": {"bicycle": {"blind": True}}}
     assert "the judge cannot tell bicycle" in over_limit({**evaluation(0, 400), "detector": blind}, 0.02)[0]
     overflowed = {**evaluation(0, 400), "images": 400, "left_out": 100, "flat": {"original": 0, "erased": 100}}
-    assert over_limit(overflowed, 0.02) == ["nothing tells how often bicycle is left: too many of the erased images are a single colour."]
+    assert over_limit(overflowed, 0.02) == [
+        "nothing tells how often bicycle is left: too many of the erased images are a single colour."
+    ]
     assert over_limit({**overflowed, "flat": {"original": 0, "erased": 10}, "left_out": 10}, 0.02) == []
 
 
