@@ -99,16 +99,22 @@ ROWS: dict[str, Base] = {
 }  # fmt: skip
 
 
+def is_there(base: Base) -> bool:
+    """Whether an embedded base's weights are in this installation; of any other base that is asked for when it is loaded."""
+    return base.source not in (str(POCKET_FOLDER), str(ART_FOLDER)) or (Path(base.source) / modelfiles.INDEX).is_file()
+
+
+def names() -> str:
+    """The rows that can be worked with here, for a sentence."""
+    return ", ".join(name for name, row in ROWS.items() if is_there(row))
+
+
 def check_there(base: Base) -> None:
     """Raises `UserError` where an embedded base's weights are not in this installation."""
-    if (
-        base.world
-        and base.source in (str(POCKET_FOLDER), str(ART_FOLDER))
-        and not (Path(base.source) / modelfiles.INDEX).is_file()
-    ):
+    if not is_there(base):
         raise UserError(
-            f"Base {base.name} is not in this installation: build it with python -m sd_erase.pocket build --world {base.world} --jobs 2 "
-            "(about three hours on two cores), or pass another --base."
+            f"Base {base.name} is not trained yet: its world is there (--dataset {base.name} gives its scenes), its weights are not in this "
+            f"installation; train them with python -m sd_erase.pocket build --world {base.world} --jobs 2 (hours), or pass another --base."
         )
 
 
@@ -142,11 +148,11 @@ def resolve(name: str) -> Base:
             raise UserError(f"Base {name} {no_file(path)}: pass the path of a .safetensors checkpoint.")
         return _renamed(onefile.of_checkpoint(path), path.stem, str(path))
     if path.exists():
-        raise UserError(f"Base {name} is no model: pass {', '.join(ROWS)}, a diffusers folder, a .safetensors file or a hub id.")
+        raise UserError(f"Base {name} is no model: pass {names()}, a diffusers folder, a .safetensors file or a hub id.")
     if hub.is_identifier(name):
         return _of_folder(hub.folder_of(name), name, name.split("/")[1], name)
     raise UserError(
-        f"Base {name!r} is unknown: pass {', '.join(ROWS)}, an existing diffusers folder or .safetensors file, or a hub id "
+        f"Base {name!r} is unknown: pass {names()}, an existing diffusers folder or .safetensors file, or a hub id "
         "such as owner/name."
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from sd_erase.errors import UserError, shortened, unknown_choice
 
+KINDS = ("object", "style", "person", "nudity")  # of concepts: what decides captions, anchor and judge
 METHODS = {
     "sd": "sd_erase.erasure.sd:StableDiffusionErasure",
     "paper": "sd_erase.erasure.cliperase:CLIPErase",

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase import schema, yamlfile
-from sd_erase.catalog import EXPORTS, METHODS, SCHEDULERS, resolve
-from sd_erase.concepts import KINDS
+from sd_erase.catalog import EXPORTS, KINDS, METHODS, SCHEDULERS, resolve
 from sd_erase.errors import UserError, no_file
 from sd_erase.headers import PICKLES
 from sd_erase.schema import Fault, SettingsError, setting

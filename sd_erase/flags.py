@@ -13,8 +13,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from sd_erase import catalog, schema
-from sd_erase.bases import ROWS as BASES
+from sd_erase import bases, catalog, schema
 from sd_erase.config import RunConfig, load, override, read_yaml, refuse_consent
 from sd_erase.schema import SettingsError
 from sd_erase.terminal import echo, one_line
@@ -88,7 +87,7 @@ FLAGS: dict[str, Flag] = {
     "kind": Flag("What the concept is, where no card says so."),
     "exact": Flag("Erase the names as they are written, even where one is near a card's name or stands on a card."),
     "anchor": Flag("Phrase that takes the concept's place; '' removes the phrase. By default the card's.", metavar="PHRASE"),
-    "base": Flag(f"Model to erase from: {', '.join(BASES)}, a diffusers folder, a .safetensors file or a hub id."),
+    "base": Flag(f"Model to erase from: {bases.names()}, a diffusers folder, a .safetensors file or a hub id."),
     "seed": Flag("Seed of everything random."),
     "device": Flag("Where to compute."),
     "harvest.dataset": Flag(

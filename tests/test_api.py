@@ -27,6 +27,7 @@ from sd_erase.errors import UserError
 from sd_erase.rundir import RunDir
 
 PROMPT = "a bicycle next to a dog"
+SMALL = {"harvest.max_forget": 20, "harvest.max_retain": 40}  # captions enough for a method that reads none
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def pipe() -> Any:
 
 @pytest.fixture(scope="module")
 def erased(pipe: Any) -> sd_erase.Erasure[Any]:
-    return sd_erase.erase(pipe, "bicycle", method="token", anchor="kite", progress=False)
+    return sd_erase.erase(pipe, "bicycle", method="token", anchor="kite", settings=SMALL, progress=False)
 
 
 def states(pipeline: Any, prompt: str = PROMPT) -> torch.Tensor:
@@ -62,7 +63,7 @@ def test_the_concept_goes_where_the_anchor_is_and_the_input_stays(pipe: Any) -> 
     with torch.no_grad():  # what lies in memory counts, not where it was loaded from
         own.text_encoder.get_input_embeddings().weight.mul_(1.01)
     before, randomness = state_hash(own), torch.get_rng_state()
-    found = sd_erase.erase(own, "bicycle", method="token", anchor="kite", progress=False)
+    found = sd_erase.erase(own, "bicycle", method="token", anchor="kite", settings=SMALL, progress=False)
     assert state_hash(own) == before
     assert torch.equal(torch.get_rng_state(), randomness)
     assert type(found.model) is type(own) and found.model.unet is own.unet
@@ -82,7 +83,7 @@ def test_a_text_encoder_alone_is_taken_and_returned_in_its_type(pipe: Any, tmp_p
     encoder = copy.deepcopy(pipe.text_encoder).to(torch.float16)
     del encoder.config.sd_erase_base  # as of anybody's model
     before = copy.deepcopy(encoder.state_dict())
-    found = sd_erase.erase(encoder, ["bicycle", "apple"], method="token", anchor="kite", progress=False)
+    found = sd_erase.erase(encoder, ["bicycle", "apple"], method="token", anchor="kite", settings=SMALL, progress=False)
     assert type(found.model) is type(encoder) and found.model.dtype == torch.float16
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     table, own = (each.get_input_embeddings().weight for each in (found.model, encoder))
@@ -95,9 +96,10 @@ def test_a_text_encoder_alone_is_taken_and_returned_in_its_type(pipe: Any, tmp_p
         found.save(tmp_path / "whole", "diffusers", pipeline=True)
 
 
+@pytest.mark.slow
 def test_both_encoders_of_sdxl_are_erased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = build(narrow("sdxl", tmp_path, monkeypatch))
-    found = sd_erase.erase(pipeline, "bicycle", method="token", anchor="kite", progress=False)
+    found = sd_erase.erase(pipeline, "bicycle", method="token", anchor="kite", settings=SMALL, progress=False)
     (word,), (other,) = (pipeline.tokenizer([text]).input_ids[0][1:2] for text in ("bicycle", "kite"))
     for name in ("text_encoder", "text_encoder_2"):
         own, new = (getattr(each, name).get_input_embeddings().weight for each in (pipeline, found.model))
@@ -128,7 +130,7 @@ class Small(Stateless):
 
 @pytest.fixture(scope="module")
 def changed(pipe: Any) -> sd_erase.Erasure[Any]:
-    return sd_erase.erase(pipe, "bicycle", method=f"{__name__}:Small", progress=False)
+    return sd_erase.erase(pipe, "bicycle", method=f"{__name__}:Small", settings=SMALL, progress=False)
 
 
 @pytest.mark.parametrize("form", [*catalog.EXPORTS])
@@ -162,7 +164,9 @@ def test_what_is_to_stay_comes_behind_what_clip_chooses(pipe: Any) -> None:
 
 
 def test_figures_come_typed_and_as_html(pipe: Any, erased: sd_erase.Erasure[Any], tmp_path: Path) -> None:
-    found = sd_erase.evaluate(pipe, erased, [PROMPT, "a bicycle"], images_per_prompt=2, folder=tmp_path / "kept", progress=False)
+    found = sd_erase.evaluate(
+        pipe, erased, [PROMPT, "a bicycle"], images_per_prompt=2, steps=8, folder=tmp_path / "kept", progress=False
+    )
     target = found.rows[0]
     assert (target.name, target.role, found.images) == ("bicycle", "target", 4)
     assert target.original is not None and target.erased is not None
@@ -193,6 +197,44 @@ def test_a_clip_judges_models_in_memory_and_a_judge_that_knows_nothing_is_refuse
     monkeypatch.setattr("sd_erase.images.generate_pairs", lambda *given, **asked: pytest.fail("an image was drawn"))
     with pytest.raises(UserError, match="no label that detector pocket can find"):
         sd_erase.evaluate(pipe, erased.model, [PROMPT], concept="van gogh", detector="pocket", progress=False)
+
+
+def test_a_judge_is_refused_before_anything_is_drawn(
+    pipe: Any, erased: sd_erase.Erasure[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sd_erase.images.generate_pairs", lambda *_, **__: pytest.fail("drawn"))
+    with pytest.raises(UserError, match="'yolov9000' does not exist"):
+        sd_erase.evaluate(pipe, erased, [PROMPT], detector="yolov9000", progress=False)
+    with pytest.raises(UserError, match="has no label that detector pocket can find"):
+        sd_erase.evaluate(pipe, erased.model, [PROMPT], concept="gizmo", progress=False)
+
+
+@pytest.mark.slow
+def test_a_clip_judges_and_is_calibrated_on_the_pipeline_in_memory(
+    pipe: Any, erased: sd_erase.Erasure[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sd_erase import images
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(
+        "sd_erase.judging.draw", lambda pipeline, *rest, **more: [drawn.append(pipeline), images.draw(pipeline, *rest, **more)][1]
+    )
+    few = {"evaluate.calibration": 4}
+    found = sd_erase.evaluate(pipe, erased, [PROMPT], images_per_prompt=1, steps=2, detector="clip", settings=few, progress=False)
+    assert found.detector == "clip" and found.rows[0].original is not None
+    assert any('of 4 of "kite"' in warning for warning in found.warnings)  # what stands in its place, as the erasure says
+    assert len(drawn) == 2 and all(one is pipe for one in drawn)
+
+
+@pytest.mark.slow
+def test_an_objective_of_the_denoiser_gives_a_pipeline_with_its_own(pipe: Any) -> None:
+    before = state_hash(pipe)
+    found = sd_erase.erase(pipe, "bicycle", anchor="kite", method="uce", settings=SMALL, progress=False)
+    assert state_hash(pipe) == before and found.model.unet is not pipe.unet
+    own, new = (each.unet.state_dict() for each in (pipe, found.model))
+    assert {name for name in own if not torch.equal(own[name], new[name])}
+    with pytest.raises(UserError, match="denoiser"):
+        found.save(Path("nowhere"))
 
 
 def test_html_shows_what_comes_from_others_as_text(erased: sd_erase.Erasure[Any]) -> None:
@@ -250,7 +292,7 @@ def test_a_model_is_called_as_the_row_that_it_was_loaded_from(pipe: Any) -> None
     assert RunDir(Path("x")).name == "x"
 
 
-@pytest.mark.parametrize("name", [pytest.param("erasing", marks=pytest.mark.slow), "measuring", "results"])
+@pytest.mark.parametrize("name", [*(pytest.param(slow, marks=pytest.mark.slow) for slow in ("erasing", "measuring")), "results"])
 def test_the_examples_of_the_documentation_are_true(name: str, pipe: Any, erased: sd_erase.Erasure[Any], tmp_path: Path) -> None:
     given = {"pipe": pipe, "erased": erased, "folder": tmp_path}
     module = importlib.import_module(f"sd_erase.api.{name}")
@@ -258,6 +300,7 @@ def test_the_examples_of_the_documentation_are_true(name: str, pipe: Any, erased
     assert found.attempted and not found.failed
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_are_true(pipe: Any, erased: sd_erase.Erasure[Any], tmp_path: Path) -> None:
     page = Path(__file__).parents[1] / "docs" / "python.md"
     found = doctest.testfile(str(page), False, globs={"pipe": pipe, "folder": tmp_path}, optionflags=doctest.ELLIPSIS)

@@ -243,8 +243,12 @@ def test_the_base_is_refused_where_its_pack_is_not_there(tmp_path: Path, monkeyp
     row = bases.ROWS["pocket-art"]
     monkeypatch.setattr(bases, "ART_FOLDER", tmp_path / "none")
     monkeypatch.setitem(bases.ROWS, "pocket-art", dataclasses.replace(row, source=str(tmp_path / "none")))
-    with pytest.raises(UserError, match="pocket-art is not in this installation: build it with .* --world art"):
+    with pytest.raises(UserError, match="pocket-art is not trained yet: .* --world art"):
         bases.resolve("pocket-art")
+    # nothing offers it, either
+    assert bases.names() == "pocket, sd15, sd14, sd21, sdxl"
+    with pytest.raises(UserError, match="pass pocket, sd15, sd14"):
+        bases.resolve("no such base")
 
 
 @pytest.fixture(scope="module")
@@ -273,12 +277,14 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work / "pack"
 
 
+@pytest.mark.slow
 def test_the_pack_is_small_and_without_pickles(pack: Path) -> None:
     files = [path for path in pack.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".yaml", ".txt", ".md"}
     assert sum(path.stat().st_size for path in files if path.suffix == ".safetensors") <= 32_000_000
 
 
+@pytest.mark.slow
 def test_the_pack_is_known_by_what_it_states_and_draws(pack: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -298,6 +304,7 @@ def test_the_pack_is_known_by_what_it_states_and_draws(pack: Path) -> None:
     assert image.size == (SIZE, SIZE)
 
 
+@pytest.mark.slow
 def test_the_pack_s_judges_load_and_know_their_labels(pack: Path) -> None:
     from PIL import Image
 

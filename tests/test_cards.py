@@ -9,8 +9,8 @@ from random import Random
 
 import pytest
 
+from sd_erase.catalog import KINDS
 from sd_erase.concepts import (
-    KINDS,
     Concept,
     Matcher,
     all_cards,

@@ -79,6 +79,8 @@ def test_the_template_is_read_back_as_the_defaults(tmp_path: Path) -> None:
     assert load(file) == RunConfig()
     again = invoke("config", "--output", file)
     assert again.exit_code == 2 and "exists, and may hold settings of yours" in again.stderr
+    nowhere = invoke("config", "--output", tmp_path / "none" / "settings.yaml")
+    assert nowhere.exit_code == 2 and "none does not exist: make it" in nowhere.stderr
     assert invoke("config").stdout == file.read_text(encoding="utf-8")
 
 
@@ -167,6 +169,16 @@ def test_why_a_limit_is_not_kept_is_said() -> None:
     blind = {**evaluation(0, 400), "detector": {"calibration": {"bicycle": {"blind": True}}}}
     assert "the judge cannot tell bicycle" in over_limit(blind, 0.02)[0]  # its zero is no zero
     assert over_limit({**evaluation(0, 400), "naming": {"bicycle": 0}}, 0.02)[0].startswith("nothing tells")
+
+
+def test_a_blind_judge_and_images_of_a_single_colour_do_not_pass() -> None:
+    blind = {"calibration": {"bicycle": {"blind": True}}}
+    assert "the judge cannot tell bicycle" in over_limit({**evaluation(0, 400), "detector": blind}, 0.02)[0]
+    overflowed = {**evaluation(0, 400), "images": 400, "left_out": 100, "flat": {"original": 0, "erased": 100}}
+    assert over_limit(overflowed, 0.02) == [
+        "nothing tells how often bicycle is left: too many of the erased images are a single colour."
+    ]
+    assert over_limit({**overflowed, "flat": {"original": 0, "erased": 10}, "left_out": 10}, 0.02) == []
 
 
 @pytest.mark.parametrize(("limit", "code"), [("2%", OVER), ("0.02", OVER), ("8%", 0), ("0.0711", OVER), ("7.2 %", 0)])

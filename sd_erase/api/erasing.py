@@ -62,7 +62,7 @@ def erase(
 
     Returns:
         An `Erasure`: `model` is of the class of what was passed and shares all but the text encoders, tokenizers and the scheduler with it
-        (of a comparator that changes the denoiser, "esd", "uce" or "speed", not what that changes).
+        (and all but the denoiser too, of an objective that changes that: "esd", "uce", "speed").
 
     Raises:
         UserError: bad input, in one sentence, before any work.
@@ -95,7 +95,7 @@ def erase(
         )
     check(config, ("harvest", "train"), {name: name for name in asked})
     if method_class.needs_images or config.train.towers == "both" or with_denoiser:
-        scratch.complete()  # whose original draws the images of its captions, or whose denoiser is trained
+        scratch.complete()  # whose original draws the images of its captions, or whose denoiser is trained or asked
     scratch.begin(config, "-".join(each.name for each in concepts))
     bars = shown(progress)
     with _own_randomness(config.device):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sd_erase import bases, catalog, chain
+from sd_erase import bases, catalog, chain, hosts
+from sd_erase.api import models
 from sd_erase.api.results import Audit, Erasure, Evaluation, Rate, Row
 from sd_erase.api.scratch import Scratch, shown
 from sd_erase.concepts import load_concepts, read_concepts, write_concepts
@@ -49,14 +52,16 @@ def evaluate(
         images_per_prompt: of each model.
         steps: of denoising; 0 is the model's default, as is -1 for `guidance`.
         seed: of a prompt's first image.
-        detector: a card's name or path; "auto" is the model's.
+        detector: a judge's name ("pocket", "yolov5su", "clip") or its card's path; "auto" goes by the concepts' kinds. Several are
+            ``settings={"evaluate.judge": [...]}``.
         device: of the detector.
         folder: where images and figures are kept, as a run; None keeps the contact sheet alone.
         settings: further settings by dotted name, {"generate.scheduler": "euler"}.
         progress: bars on stderr, or a progress of your own.
 
     Raises:
-        UserError: no concept, no prompt, or no label that the detector can find.
+        UserError: no concept, no prompt, no such detector or no label that it can find, or a CLIP that is the erased encoder; before any
+            image is drawn.
 
     Example:
         >>> import sd_erase
@@ -66,7 +71,7 @@ def evaluate(
     """
     from sd_erase.drawing import Settings
     from sd_erase.images import generate_pairs
-    from sd_erase.judging import calibrate, judge_of
+    from sd_erase.judging import calibrate, judge_of, refuse_erased
 
     started = time.perf_counter()
     known = read_concepts(erased._scratch.run) if isinstance(erased, Erasure) and not concept else []
@@ -82,18 +87,20 @@ def evaluate(
     config = override(RunConfig(base=str(original.base)), asked)
     texts = _prompts(prompts)
     concepts = known or load_concepts(config)
-    judge = judge_of(
-        config, original.card, concepts
-    )  # one that is not there, or knows no concept, is refused before anything is drawn
+    if isinstance(erased, Erasure):  # a CLIP asks whether an image fits the concept or what stands in its place
+        concepts = [dataclasses.replace(each, anchor=erased.anchors.get(each.name, each.anchor)) for each in concepts]
+    judge = judge_of(config, original.card, concepts)
+    refuse_erased(judge, *(hosts.own_state(models.encoders_of(each)["text_encoder"]) for each in (pipe, other)))
     bars = shown(progress)
     with _place(folder) as path:
         run = RunDir(path)
         with run.writing():
             write_concepts(run, concepts)
+            shutil.rmtree(run.cache / "calibration", ignore_errors=True)  # of whatever pipeline was measured here before
+            calibrate(judge, config, original.card, run.cache, bars, lambda: pipe)  # the stage finds it: no weights lie on disk
             drawn = generate_pairs(pipe, other, texts, run.images, Settings.of(config, original.card), progress=bars)
             links = chain.Chain(run, config)
             run.complete("generate", "in memory", {**drawn, "from": {}, "made": links.makes("generate")})
-            calibrate(judge, config, original.card, run.cache, bars, lambda: pipe)  # the stage finds it: no weights lie on disk
         result = run_stage("evaluate", config, run, bars)
         rows = [
             Row(row["name"], row["role"], Rate.of(row["original"]), Rate.of(row["erased"]), row["p_value"])

@@ -48,7 +48,7 @@ def list_command(root: Path, as_json: bool) -> None:
     for run in runs:
         if run.fault:
             echo(one_line(f"Warning: {run.fault}"), err=True)
-    echo(one_line(f"{len(runs)} runs in {root}, {megabytes(sum(run.bytes for run in runs))}"))
+    echo(one_line(f"{len(runs)} run{'s' * (len(runs) != 1)} in {root}, {megabytes(sum(run.bytes for run in runs))}"))
 
 
 @click.command("doctor", cls=Once)
@@ -74,7 +74,7 @@ def doctor_command(root: Path, as_json: bool) -> None:
                 echo(one_line(f"  {name}: {'not installed' if value is None else value}"))
         for problem in found.problems:
             echo(one_line(f"Problem: {problem}"), err=True)
-        echo(f"{len(found.problems)} problems" if found.problems else "Nothing is wrong.")
+        echo(f"{len(found.problems)} problem{'s' * (len(found.problems) > 1)}" if found.problems else "Nothing is wrong.")
     if found.problems:
         raise click.exceptions.Exit(1)
 
@@ -103,6 +103,8 @@ def config_command(run_path: Path | None, output: Path | None, as_json: bool) ->
                 stream.write(template(config))
         except FileExistsError as error:
             raise UserError(f"File {output} exists, and may hold settings of yours: pass another one with --output.") from error
+        except FileNotFoundError as error:
+            raise UserError(f"Folder {output.parent} does not exist: make it, or pass another file with --output.") from error
     if as_json:
         echo_json({"output": None if output is None else str(output), "settings": to_dict(config)})
     else:

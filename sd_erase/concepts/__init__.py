@@ -16,7 +16,7 @@ A spared use excludes every match that lies inside it, unless the match is a lon
 
 from __future__ import annotations
 
-from sd_erase.concepts.cards import CARDS_FOLDER, KINDS, TEMPLATES, all_cards, common_nouns, concept_named, packaged_card
+from sd_erase.concepts.cards import CARDS_FOLDER, TEMPLATES, all_cards, common_nouns, concept_named, packaged_card
 from sd_erase.concepts.inflection import NUMBERS_FILE, inflections, is_plural
 from sd_erase.concepts.matching import Concept, Match, Matcher
 from sd_erase.concepts.selection import excluded_words, load_concepts, read_concepts, write_concepts
@@ -24,6 +24,6 @@ from sd_erase.concepts.spared import spoken_form
 from sd_erase.concepts.text import TOKEN, label_form
 
 __all__ = [
-    "CARDS_FOLDER", "KINDS", "NUMBERS_FILE", "TEMPLATES", "TOKEN", "Concept", "Match", "Matcher", "all_cards", "common_nouns", "concept_named",
+    "CARDS_FOLDER", "NUMBERS_FILE", "TEMPLATES", "TOKEN", "Concept", "Match", "Matcher", "all_cards", "common_nouns", "concept_named",
     "excluded_words", "inflections", "is_plural", "label_form", "load_concepts", "packaged_card", "read_concepts", "spoken_form", "write_concepts",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sd_erase import yamlfile
+from sd_erase.catalog import KINDS
 from sd_erase.concepts.inflection import NUMBERS_FILE, inflected, inflections
 from sd_erase.concepts.matching import Concept, Matcher, names
 from sd_erase.concepts.phrases import MAX_PHRASE, entries_of, phrase_of, shown
@@ -19,7 +20,6 @@ from sd_erase.concepts.text import TOKEN, label_form, plain
 from sd_erase.errors import UserError, unknown_choice
 
 CARDS_FOLDER = Path(__file__).parents[1] / "cards"
-KINDS = ("object", "style", "person", "nudity")
 TEMPLATES = {
     "object": (
         "a photo of a {}",

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sd_erase import catalog, digests, resources, yamlfile
-from sd_erase.concepts import KINDS, label_form
+from sd_erase.catalog import KINDS
+from sd_erase.concepts import label_form
 from sd_erase.errors import UserError, shortened, unknown_choice
 from sd_erase.rundir import fingerprint
 

@@ -114,14 +114,19 @@ def gone_rate(detector: Mapping[str, Any] | None, name: str) -> float:
 
 def _unmeasurable(row: Mapping[str, Any], evaluation: Evaluation) -> str:
     """Why the images cannot tell whether a concept is gone; "" where they can."""
-    flat = evaluation.get("flat", {}).get("erased")
-    if flat and flat > FLAT_SHARE * (evaluation["images"] + evaluation["left_out"]):
+    if _overflowed(evaluation):
         return "too many of the erased images are a single colour"
     if evaluation.get("naming", {}).get(plain_name(row)) == 0:
         return "no prompt names it"
     if row["images"] < FEW_IMAGES:
         return f"{row['images']} images are too few"
     return ""
+
+
+def _overflowed(evaluation: Evaluation) -> bool:
+    """Whether so many of the erased images are a single colour that those that are left are a selection."""
+    flat = evaluation.get("flat", {}).get("erased")
+    return bool(flat) and flat > FLAT_SHARE * (evaluation["images"] + evaluation["left_out"])
 
 
 def _judge_absence(row: Mapping[str, Any], evaluation: Evaluation) -> tuple[str, str]:
@@ -246,6 +251,8 @@ def over_limit(evaluation: Evaluation, limit: float) -> list[str]:
             found.append(
                 f"the judge cannot tell {name} from what stands in its place, so its figures say nothing: pass another --judge."
             )
+        elif _overflowed(evaluation):
+            found.append(f"nothing tells how often {name} is left: too many of the erased images are a single colour.")
         elif before is None or before < WEAK_TEST:
             found.append(
                 f"the original shows {name} in only {percent(before)} of the images that ask for it, so its absence says nothing."
