@@ -481,7 +481,7 @@ def test_a_list_as_text_is_one_only_where_it_holds_texts(tmp_path: Path) -> None
 # --- what there is not -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reader", [name for name in catalog.READERS if name not in ("synthetic", "pocket")])
+@pytest.mark.parametrize("reader", [name for name in catalog.READERS if name not in ("synthetic", "pocket", "pocket-art")])
 def test_a_mistyped_or_impossible_path_is_one_sentence(reader: str, tmp_path: Path) -> None:
     write(tmp_path / "cats" / "1.jpg", JPEG)
     assert f"does not exist (did you mean {tmp_path}/cats?)" in refusal(reader, tmp_path / "catz")

@@ -835,5 +835,12 @@ def test_real_files_are_read_whole(spec: str, place: str, count: int, images: bo
 
 
 def test_every_reader_of_the_catalog_is_tested_here() -> None:
-    tested = {*READERS_OF_TEXT, "cifar100", "folder", "pocket", "synthetic"}  # the last two have tests of their own
+    tested = {
+        *READERS_OF_TEXT,
+        "cifar100",
+        "folder",
+        "pocket",
+        "pocket-art",
+        "synthetic",
+    }  # the last three have tests of their own
     assert set(catalog.READERS) == tested

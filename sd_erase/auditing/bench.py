@@ -193,7 +193,7 @@ class Bench:
         settings = dataclasses.replace(self.settings, images_per_prompt=1, **changes)
         jobs = [Job(number, text, settings.seed + number) for number, text in enumerate(prompts)]
         folder = self.folder / "images" / name / arm
-        code = digests.of_sources("audit")
+        code = digests.of_sources("auditing")
         stamps = {
             job: fingerprint(self.stamp(side), dataclasses.asdict(settings), job.prompt, job.seed, inputs, code) for job in jobs
         }

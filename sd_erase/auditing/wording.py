@@ -21,7 +21,7 @@ PARAPHRASES = (
     "{w}, {w}, {w}", "once upon a time there was {}", "a scene where one finds {}", "it must be {}", "close to the camera, {}", "\"{w}\"",
 )  # fmt: skip
 PLACES = ("first", "last", "twice")
-DESCRIBED = PACKAGE / "audit" / "described.yaml"
+DESCRIBED = PACKAGE / "auditing" / "described.yaml"
 FILLER = "a plain wall in a room with a floor and nothing on it, "
 
 
