@@ -105,8 +105,9 @@ def _kind(device: str, processes: int) -> str:
 
 def _wait(started: Sequence[Any]) -> None:
     """Until all have ended; when one failed, the others have `GRACE` seconds to notice."""
-    while any(process.is_alive() for process in started):
-        multiprocessing.connection.wait([process.sentinel for process in started if process.is_alive()])
+    # asked once a round: a process that ends between two askings would leave nothing to wait for, which waits for ever
+    while running := [process for process in started if process.is_alive()]:
+        multiprocessing.connection.wait([process.sentinel for process in running])
         if any(process.exitcode for process in started if not process.is_alive()):
             _end_within(started, GRACE)
             _stop(started)

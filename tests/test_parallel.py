@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
@@ -301,6 +302,24 @@ def test_processes_with_other_settings_are_refused(tmp_path: Path) -> None:
     assert [process.returncode for process in started] == [2, 2]
     assert "".join(ended).count("Error:") == 1 and "Process 1" in "".join(ended) and "'4' for --steps" in "".join(ended)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_process_that_ends_between_two_looks_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended:
+        """A process that runs at the first look and has ended by the next."""
+
+        exitcode, sentinel = 0, object()
+
+        def __init__(self) -> None:
+            self.looks = iter([True])
+
+        def is_alive(self) -> bool:
+            return next(self.looks, False)
+
+    waited: list[list[Any]] = []
+    monkeypatch.setattr(multiprocessing.connection, "wait", lambda sentinels: waited.append(list(sentinels)))
+    launch._wait([Ended(), Ended()])
+    assert waited and all(waited)  # `wait` of nothing never comes back
 
 
 @pytest.mark.parametrize(
