@@ -135,7 +135,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = sorted(name for name, _ in pairs)
-        twice = next(name for name, following in zip(names, names[1:], strict=False) if name == following)
+        twice = next(name for name, following in itertools.pairwise(names) if name == following)
         raise ValueError(f"its header has {twice[:80]!r} twice")
     return found
 

@@ -26,7 +26,7 @@ with contextlib.suppress(ImportError):  # generated inputs: tests that need them
     hypothesis.settings.load_profile("sd-erase")
 
 from sd_erase import chain, digests
-from sd_erase.config import GenerateConfig, RunConfig, dump
+from sd_erase.config import GenerateConfig, HarvestConfig, RunConfig, TrainConfig, dump
 from sd_erase.metrics.rates import ImagePair, detection_rates, surplus, surplus_p_values
 from sd_erase.rundir import RunDir, read_jsonl, write_json_atomic, write_jsonl_atomic
 
@@ -39,6 +39,23 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     render(folder, scenes=150)
     return folder
+
+
+@pytest.fixture(scope="module")
+def harvested(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> tuple[RunConfig, RunDir]:
+    """A few pairs of the bicycle, for two steps of any objective."""
+    from sd_erase.pairs import harvest
+
+    config = RunConfig(
+        concepts=("bicycle",),
+        device="cpu",
+        harvest=HarvestConfig(dataset=f"pocket:{scenes}", max_forget=24, max_retain=36),
+        train=TrainConfig(steps=2, batch_size=6, validate_every=2),
+    )
+    run = RunDir(tmp_path_factory.mktemp("harvested") / "run")
+    run.path.mkdir()
+    harvest(config, run)
+    return config, run
 
 
 def finish(run: RunDir, stage: str, inputs: str, result: dict[str, Any], base: str = "pocket") -> dict[str, Any]:

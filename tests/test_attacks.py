@@ -330,7 +330,10 @@ def test_words_that_draw_the_concept_in_the_original_too_are_told(monkeypatch: p
     def draw(_: Any, prompts: Any, folder: Path, settings: Settings, **__: Any) -> list[Path]:
         assert settings.images_per_prompt == 2
         drawn.extend(prompt.text for prompt in prompts)
-        return [folder / f"{number}.png" for number in range(2 * len(prompts))]
+        paths = [folder / f"{number}.png" for number in range(2 * len(prompts))]
+        for path in paths:
+            path.touch()
+        return paths
 
     monkeypatch.setattr(stage, "draw", draw)
     monkeypatch.setattr(stage, "shows", lambda *_: ([True, True, False, True], [False] * 4))
@@ -342,8 +345,10 @@ def test_words_that_draw_the_concept_in_the_original_too_are_told(monkeypatch: p
     asked = (["an item", "a thing", "an object"], tmp_path, settings, SimpleNamespace(), frozenset({"dog"}))
     assert stage.unnamed(None, rows, *asked, stamp="") == {"images": 3, "original": 2}
     assert drawn == ["a b an item", "e f an object"]
+    assert len(list(tmp_path.glob("*.png"))) == 4
+    asked = (["a thing"], *asked[1:])
     assert stage.unnamed(None, rows[1:2], *asked, stamp="") == {"images": 0, "original": 0}
-    assert len(drawn) == 2
+    assert len(drawn) == 2 and not list(tmp_path.glob("*.png"))  # nothing of the search before stays
 
 
 def test_nothing_is_found_in_a_single_colour_whatever_the_judge_says(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
 from conftest import last_json, replaced
@@ -204,3 +205,11 @@ def test_a_limit_that_is_no_share_is_refused(run: RunDir, limit: str) -> None:
 
 def test_several_processes_hand_the_code_on() -> None:
     assert launch.explain([OVER, 0]) == OVER and launch.explain([2, OVER]) == 2
+
+
+def test_a_peak_is_that_of_a_card_and_nothing_is_said_of_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all("fit" not in text for text in doctor._memory().values())
+    monkeypatch.setattr(doctor.resources, "device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(doctor.resources, "free_memory", lambda _: 5 * 2**30)
+    told = doctor._memory()
+    assert "fits into 5.0 on cuda" in told["Stable Diffusion 1.x"] and "does not fit into 5.0" in told["Stable Diffusion XL"]

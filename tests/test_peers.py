@@ -16,7 +16,7 @@ from sd_erase import bases, catalog, chain, denoiser, formats, preflight
 from sd_erase.clip import load_towers
 from sd_erase.components import load_pipeline
 from sd_erase.concepts import read_concepts
-from sd_erase.config import ExportConfig, HarvestConfig, RunConfig, TrainConfig, dump
+from sd_erase.config import ExportConfig, RunConfig, TrainConfig, dump
 from sd_erase.erasure import merge, stage
 from sd_erase.erasure.method import Batch
 from sd_erase.erasure.names import Way
@@ -25,7 +25,7 @@ from sd_erase.erasure.peers.hirm import direction, last_attention
 from sd_erase.erasure.peers.speed import change
 from sd_erase.erasure.peers.uce import edited
 from sd_erase.errors import UserError
-from sd_erase.pairs import harvest, read_pairs
+from sd_erase.pairs import read_pairs
 from sd_erase.pipeline import erased_pipeline, load_erased
 from sd_erase.progress import NoProgress
 from sd_erase.rundir import RunDir, read_jsonl
@@ -33,20 +33,6 @@ from sd_erase.rundir import RunDir, read_jsonl
 PEERS = ("esd", "uce", "speed", "hirm", "advunlearn", "tea")
 STEPS = {"esd": 6, "hirm": 8, "advunlearn": 4, "tea": 12}
 RATES = {"esd": 1e-3, "hirm": 2e-3, "advunlearn": 1e-3, "tea": 1e-3}
-
-
-@pytest.fixture(scope="module")
-def harvested(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> tuple[RunConfig, RunDir]:
-    config = RunConfig(
-        concepts=("bicycle",),
-        device="cpu",
-        harvest=HarvestConfig(dataset=f"pocket:{scenes}", max_forget=24, max_retain=36),
-        train=TrainConfig(batch_size=6, validate_every=2),
-    )
-    run = RunDir(tmp_path_factory.mktemp("peers") / "run")
-    run.path.mkdir()
-    harvest(config, run)
-    return config, run
 
 
 @pytest.fixture(scope="module")

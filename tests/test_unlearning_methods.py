@@ -15,13 +15,13 @@ from torch.nn.functional import cross_entropy
 
 from sd_erase import bases, catalog
 from sd_erase.clip import image_embeddings, load_erased_towers, load_towers
-from sd_erase.config import HarvestConfig, RunConfig, TrainConfig
+from sd_erase.config import RunConfig
 from sd_erase.erasure import pairwise, stage
 from sd_erase.erasure.losses import prediction_divergence
 from sd_erase.erasure.method import Batch
 from sd_erase.erasure.pairwise import Embedded
 from sd_erase.errors import UserError
-from sd_erase.pairs import harvest, read_pairs
+from sd_erase.pairs import read_pairs
 from sd_erase.rundir import RunDir, read_jsonl
 
 SCALE = 2.0
@@ -86,20 +86,6 @@ def test_kl_minimisation_compares_with_the_originals_predictions(towers: Any, mo
 def test_the_divergence_is_zero_from_the_original_to_itself() -> None:
     logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     assert prediction_divergence(logits, logits).item() == pytest.approx(0.0, abs=1e-7)
-
-
-@pytest.fixture(scope="module")
-def harvested(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> tuple[RunConfig, RunDir]:
-    config = RunConfig(
-        concepts=("bicycle",),
-        device="cpu",
-        harvest=HarvestConfig(dataset=f"pocket:{scenes}", max_forget=24, max_retain=36),
-        train=TrainConfig(steps=2, batch_size=6, validate_every=2),
-    )
-    run = RunDir(tmp_path_factory.mktemp("runs") / "run")
-    run.path.mkdir()
-    harvest(config, run)
-    return config, run
 
 
 def test_the_noise_of_emmn_raises_and_lowers_the_originals_error(harvested: tuple[RunConfig, RunDir]) -> None:

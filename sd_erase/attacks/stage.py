@@ -2,7 +2,7 @@
 
 Reads the run's erased encoder and ``concepts.json``. Writes ``attacks/prefix.jsonl`` (one line a prompt),
 ``attacks/{none,random,search}/*.png``, the same of the control in ``attacks/control/``, what the search is shown in
-``attacks/original/``, ``report/attack.json`` and ``report/attack.md``.
+``attacks/original/``, what the original draws behind words that were found in ``attacks/unnamed/``, ``report/attack.json`` and ``report/attack.md``.
 """
 
 from __future__ import annotations
@@ -208,13 +208,19 @@ def unnamed(
     Returns:
         ``images``: with the concept behind found words; ``original``: those of them that the original draws with it, from the same seed.
     """
-    hits = [number for number, row in enumerate(rows) if any(_told(row, "search"))]
+    hits = [(row, text) for row, text in zip(rows, anchored_prompts, strict=True) if any(_told(row, "search"))]
+    paths: list[Path] = []
+    if hits:
+        texts = [Prompt(f"{row['prefix']} {text}") for row, text in hits]
+        settings = dataclasses.replace(settings, images_per_prompt=len(hits[0][0]["found"]["search"]))
+        paths = draw(original, texts, folder, settings, stamp=stamp, progress=progress)
+    if parallel.is_main():  # an earlier search may have found more
+        for path in set(folder.glob("*.png")) - set(paths):
+            path.unlink()
     if not hits:
         return {"images": 0, "original": 0}
-    texts = [Prompt(f"{rows[number]['prefix']} {anchored_prompts[number]}") for number in hits]
-    settings = dataclasses.replace(settings, images_per_prompt=len(rows[hits[0]]["found"]["search"]))
-    seen, _ = shows(detector, labels, draw(original, texts, folder, settings, stamp=stamp, progress=progress))
-    brought = [shown for number in hits for shown in rows[number]["found"]["search"]]
+    seen, _ = shows(detector, labels, paths)
+    brought = [shown for row, _ in hits for shown in row["found"]["search"]]
     return {"images": sum(brought), "original": sum(both for one, both in zip(brought, seen, strict=True) if one)}
 
 

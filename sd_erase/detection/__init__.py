@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sd_erase import catalog, digests, resources, yamlfile
-from sd_erase.catalog import KINDS
 from sd_erase.concepts import label_form
 from sd_erase.errors import UserError, shortened, unknown_choice
 from sd_erase.rundir import fingerprint
@@ -124,8 +123,8 @@ def _check_texts(values: dict[str, Any], path: Path) -> None:
             "`groups: {nudity: [a, b]}`."
         )
     for kind in groups:
-        if kind not in KINDS:
-            raise unknown_choice(f"Detector card {path}: groups: kind", kind, KINDS)
+        if kind not in catalog.KINDS:
+            raise unknown_choice(f"Detector card {path}: groups: kind", kind, catalog.KINDS)
     if not isinstance(labels, dict) or not all(isinstance(text, str) for pair in labels.items() for text in pair):
         raise UserError(
             f"Detector card {path}: labels must map its labels to ours, not {shortened(labels)}: write `labels: {{theirs: ours}}`."

@@ -25,8 +25,8 @@ class ClosedForm(StableDiffusionErasure):
 
     default_steps = 0
     solves = True
-    # with captions of any wording on both sides, and the base's own names, untouched prompts keep 38.9 dB in the median and 27.2 for the tenth
-    # percentile, with neither 35.0 and 18.8 (the pocket model's dog, prompts of 14 wordings)
+    # with captions of any wording on both sides, and the base's own names (nonsense among them yet), untouched prompts keep 38.9 dB in the
+    # median and 27.2 for the tenth percentile, with neither 35.0 and 18.8 (the pocket model's dog, prompts of 14 wordings)
     varied_forget, varied_retain, template_retain = 0.35, 0.5, 0.15
 
     def solve(self, towers: Towers, forget: list[Pair], retain: list[Pair], seed: int, progress: Progress) -> None:

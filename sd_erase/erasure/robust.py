@@ -9,7 +9,7 @@ concept (min over the attack of the distance to them), while training redirects 
   arXiv:1712.06751), as attacks on prompts do (UnlearnDiffAtk, Zhang et al. 2024, arXiv:2310.11868). An exchange stays where it brings
   the caption further: to first order alone, exchanges wander no better than at random. Half of the prefixes are no result of a search but random:
   where the concept is named, random words before the caption shall say nothing. A denoiser draws a concept from strange words that name
-  nothing too (of the words that a search found, most drew the chair in the original, with the anchor in its place).
+  nothing too (of the words that a search found without the random ones, most drew the chair in the original, with the anchor in its place).
 
 The attacks look at the text encoder alone, unlike AdvUnlearn (Zhang et al. 2024, arXiv:2405.15234), which needs the denoiser in the
 loop and hours.

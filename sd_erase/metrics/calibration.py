@@ -5,6 +5,7 @@ Pure functions over two lists of scores: of the original's images of the concept
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def threshold(positive: Sequence[float], negative: Sequence[float]) -> float:
     if not positive or not negative:
         raise ValueError("A threshold needs scores of both sides: pass at least one of each.")
     values = sorted({*positive, *negative})
-    gaps = list(zip(values, values[1:], strict=False)) or [(values[0], values[0])]
+    gaps = list(itertools.pairwise(values)) or [(values[0], values[0])]
     return min(
         ((low + high) / 2 for low, high in gaps), key=lambda middle: (_error(middle, positive, negative), -_gap(middle, gaps))
     )
